@@ -1,0 +1,52 @@
+"""minference_ext: sparse attention for the prefill of long prompts, as PyTorch ops.
+
+Importing it registers `torch.ops.minference`; ops.py and vs_index.py document each op.
+"""
+
+from __future__ import annotations
+
+from . import autograd as autograd
+from ._C import cpu_kernel_for, cpu_kernels, has_cuda, version
+from .ops import (
+    SlashMode,
+    a_shape_attention,
+    block_sparse_attention,
+    block_sparse_attention_with_index,
+    dense_attention,
+    plan_stats,
+    predict,
+    sparse_attention,
+    tri_shape_attention,
+    vs_attention,
+    vs_attention_with_index,
+)
+from .patterns import HeadPattern, PatternKind, PlanStats, Prediction
+from .vs_index import convert_vertical_slash_indexes, estimate_vs_index, estimate_vs_scores
+
+__version__ = version()
+
+__all__ = [
+    "HeadPattern",
+    "PatternKind",
+    "PlanStats",
+    "Prediction",
+    "SlashMode",
+    "__version__",
+    "a_shape_attention",
+    "block_sparse_attention",
+    "block_sparse_attention_with_index",
+    "convert_vertical_slash_indexes",
+    "cpu_kernel_for",
+    "cpu_kernels",
+    "dense_attention",
+    "estimate_vs_index",
+    "estimate_vs_scores",
+    "has_cuda",
+    "plan_stats",
+    "predict",
+    "sparse_attention",
+    "tri_shape_attention",
+    "version",
+    "vs_attention",
+    "vs_attention_with_index",
+]
