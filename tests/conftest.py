@@ -1,0 +1,43 @@
+"""Devices, seeds and example counts of the numeric tests. A test with an argument `device` runs on
+every device of this machine. Tests without tensors run without torch and without the package."""
+
+from __future__ import annotations
+
+import sys
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, max_examples=60, print_blob=True
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        import torch
+
+        devices = [pytest.param("cpu")]
+        if torch.cuda.is_available():
+            devices.append(pytest.param("cuda", marks=pytest.mark.gpu))
+        metafunc.parametrize("device", devices)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+def pytest_report_header() -> str:
+    """Which CPU kernels the tests force; the rest of them cannot run here."""
+    try:
+        import minference_ext
+    except ImportError as error:
+        return f"minference_ext cannot be imported: {error}"
+    kernels = minference_ext.cpu_kernels()
+    ran = [name for name, is_supported in kernels if is_supported]
+    rest = [name for name, is_supported in kernels if not is_supported]
+    cannot = f"; not on this machine: {', '.join(rest)}" if rest else ""
+    return f"CPU kernels, each forced by name: {', '.join(ran)}{cannot}"
