@@ -11,6 +11,7 @@
 namespace minference::core {
 namespace {
 
+constexpr double kLog2E = 1.4426950408889634;
 constexpr double kMaxScale = 0x1p100;
 constexpr double kMinScale = 0x1p-100;
 constexpr std::int32_t kMaxThreads = 1024;
@@ -229,8 +230,7 @@ Status check_index(const IndexView& view, const char* name, int rank, const cpu:
   if (rank == 4) {
     std::int64_t needed = 0;
     for (std::int64_t i = 0; i < problem.num_sequences(); ++i) {
-      needed = std::max(needed,
-                        (cpu::sequence_at(problem, i).q_len + cpu::kRowBlock - 1) / cpu::kRowBlock);
+      needed = std::max(needed, cpu::num_row_blocks(cpu::sequence_at(problem, i).q_len));
     }
     if (view.shape[2] < needed) {
       return fail(Status::kInvalidArgument,
@@ -273,8 +273,8 @@ Status check_block_entries(const cpu::Problem& problem, std::int64_t head) {
   const IndexView& view = problem.block_idx;
   for (std::int64_t i = 0; i < problem.num_sequences(); ++i) {
     const cpu::Sequence sequence = cpu::sequence_at(problem, i);
-    const std::int64_t limit = (sequence.kv_len + cpu::kRowBlock - 1) / cpu::kRowBlock;
-    const std::int64_t rows = (sequence.q_len + cpu::kRowBlock - 1) / cpu::kRowBlock;
+    const std::int64_t limit = cpu::num_row_blocks(sequence.kv_len);
+    const std::int64_t rows = cpu::num_row_blocks(sequence.q_len);
     for (std::int64_t row = 0; row < rows; ++row) {
       const std::int32_t* const entries =
           view.data + i * view.stride[0] + head * view.stride[1] + row * view.stride[2];
@@ -386,9 +386,10 @@ Status prepare(const AttentionArgs& args, Use use, cpu::Problem* problem) {
   if (status == Status::kOk) status = check_patterns(*problem, use);
   if (status != Status::kOk) return status;
   problem->needs_values = use.values;
-  problem->softmax_scale = static_cast<float>(
-      copy.softmax_scale == 0 ? 1.0 / std::sqrt(static_cast<double>(problem->head_dim()))
-                              : copy.softmax_scale);
+  const double scale = copy.softmax_scale == 0
+                           ? 1.0 / std::sqrt(static_cast<double>(problem->head_dim()))
+                           : copy.softmax_scale;
+  problem->scale_log2 = static_cast<float>(scale * kLog2E);
   if (copy.num_threads == 0) copy.num_threads = cpu::available_threads();
   copy.num_threads = std::min(copy.num_threads, kMaxThreads);
   return Status::kOk;

@@ -16,7 +16,6 @@ namespace minference {
 namespace core {
 namespace {
 
-constexpr std::int64_t kBlockRows = 64;
 constexpr std::int64_t kMaxLength = std::numeric_limits<std::int32_t>::max();
 /// Size of the struct in the first release; members after it would be optional.
 constexpr std::uint32_t kFirstSize =
@@ -99,11 +98,11 @@ Status check_lengths(const ConvertVsIndexParams& params) {
   if (!params.kv_seqlens) return fail(Status::kInvalidArgument, "kv_seqlens is null");
   for (std::int64_t b = 0; b < batch; ++b) {
     const std::int64_t q_len = params.q_seqlens[b], kv_len = params.kv_seqlens[b];
-    if (q_len < 0 || q_len > params.num_row_blocks * kBlockRows) {
+    if (q_len < 0 || q_len > params.num_row_blocks * cpu::kRowBlock) {
       return fail(Status::kInvalidArgument,
                   "q_seqlens[%" PRId64 "] is %" PRId64 "; num_row_blocks %" PRId64
                   " allows 0 to %" PRId64,
-                  b, q_len, params.num_row_blocks, params.num_row_blocks * kBlockRows);
+                  b, q_len, params.num_row_blocks, params.num_row_blocks * cpu::kRowBlock);
     }
     if (kv_len < 0) {
       return fail(Status::kInvalidArgument, "kv_seqlens[%" PRId64 "] is %" PRId64, b, kv_len);
@@ -135,6 +134,11 @@ Status check_lists(const ConvertVsIndexParams& params) {
   return Status::kOk;
 }
 
+std::int64_t sort_list(const IndexList& list, std::int32_t* sorted) {
+  const std::int64_t count = list.view->shape[2];
+  return count == 0 ? 0 : cpu::sort_unique(first_entry(list), count, sorted);
+}
+
 /// All row blocks of one head. `input` holds its sorted lists.
 void convert_head(const ConvertVsIndexParams& params, cpu::RowListInput input,
                   std::int64_t first_row) {
@@ -145,7 +149,7 @@ void convert_head(const ConvertVsIndexParams& params, cpu::RowListInput input,
     cpu::RowTiles lists;
     if (slash_count != 0) lists.tiles = params.block_offset + row * slash_count;
     if (vertical_count != 0) lists.columns = params.column_index + row * vertical_count;
-    input.row_begin = n * kBlockRows;
+    input.row_begin = n * cpu::kRowBlock;
     if (input.row_begin < input.q_len) cpu::reference_row_lists(input, &lists);
     std::fill_n(lists.tiles + lists.num_tiles, slash_count - lists.num_tiles, 0);
     std::fill_n(lists.columns + lists.num_columns, vertical_count - lists.num_columns, 0);
@@ -167,16 +171,6 @@ Status check_entries(const IndexList& list, std::int64_t limit) {
                 list.name, list.sequence, list.head, n, entries[n], limit);
   }
   return Status::kOk;
-}
-
-std::int64_t sort_entries(const IndexList& list, std::int32_t* sorted) {
-  const std::int64_t count = list.view->shape[2];
-  if (count == 0) return 0;
-  const std::int32_t* entries = first_entry(list);
-  std::int32_t* end = std::copy_if(entries, entries + count, sorted,
-                                   [](std::int32_t entry) { return entry != -1; });
-  std::sort(sorted, end);
-  return std::unique(sorted, end) - sorted;
 }
 
 }  // namespace core
@@ -213,10 +207,9 @@ Status convert_vs_index(const ConvertVsIndexParams& params, void* workspace, std
     for (std::int64_t head = 0; head < num_heads; ++head) {
       const cpu::RowListInput input = {
           .vertical = vertical,
-          .num_vertical =
-              core::sort_entries({&params.vertical_idx, "vertical_idx", b, head}, vertical),
+          .num_vertical = core::sort_list({&params.vertical_idx, nullptr, b, head}, vertical),
           .slash = slash,
-          .num_slash = core::sort_entries({&params.slash_idx, "slash_idx", b, head}, slash),
+          .num_slash = core::sort_list({&params.slash_idx, nullptr, b, head}, slash),
           .q_len = params.q_seqlens[b],
           .kv_len = params.kv_seqlens[b],
           .is_causal = params.causal != 0,

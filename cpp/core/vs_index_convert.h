@@ -1,5 +1,4 @@
-// Index lists as sets: what convert_vs_index and the ops that take explicit lists make of the
-// caller's entries, which may come in any order, twice, or as -1 (no entry).
+// The checks of index lists that convert_vs_index and the ops with explicit lists share.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +17,5 @@ struct IndexList {
 
 /// kInvalidArgument if an entry is neither -1 nor in [0, limit).
 Status check_entries(const IndexList& list, std::int64_t limit);
-
-/// Writes the entries other than -1, ascending and unique, to sorted[0, view->shape[2]) and returns
-/// how many there are.
-std::int64_t sort_entries(const IndexList& list, std::int32_t* sorted);
 
 }  // namespace minference::core

@@ -21,10 +21,10 @@ Status check_counts(const cpu::Problem& problem, const VsIndexParams& params) {
     const std::int64_t kv_len = cpu::sequence_at(problem, i).kv_len;
     for (std::int64_t head = 0; head < problem.num_heads_q() && status == Status::kOk; ++head) {
       status = check("vertical_count", params.vertical_count, head,
-                     cpu::num_estimated_verticals(params.vertical_size[head], kv_len));
+                     cpu::num_estimated_vertical(params.vertical_size[head], kv_len));
       if (status != Status::kOk) break;
       status = check("slash_count", params.slash_count, head,
-                     cpu::num_estimated_slashes(params.slash_size[head], kv_len));
+                     cpu::num_estimated_slash(params.slash_size[head], kv_len));
     }
   }
   return status;

@@ -39,7 +39,7 @@ struct Problem {
   std::int64_t estimate_every = 0;
   bool dense_fallback = false;
   bool needs_values = true;  ///< false: v and out are not used, nothing is packed or gathered
-  float softmax_scale = 0;
+  float scale_log2 = 0;      ///< softmax_scale * log2(e)
   const AttentionKernel* kernel = nullptr;
 
   std::int64_t batch() const { return args.q.shape[0]; }
@@ -63,12 +63,21 @@ struct Sequence {
 };
 Sequence sequence_at(const Problem& problem, std::int64_t index);
 
+/// Writes the entries other than -1, ascending and unique, to sorted[0, count); returns how many.
+std::int32_t sort_unique(const std::int32_t* entries, std::int64_t count, std::int32_t* sorted);
+
 /// Cores this process may use.
 std::int32_t available_threads();
 
+/// Columns and offsets that an estimation selects at least, and those that rank first.
+inline constexpr std::int64_t kMinVertical = 30;
+inline constexpr std::int64_t kMinSlash = 50;
+inline constexpr std::int64_t kForcedVertical = 30;
+inline constexpr std::int64_t kForcedSlash = 100;
+
 /// Lines an estimation selects.
-std::int64_t num_estimated_verticals(std::int64_t vertical_size, std::int64_t kv_len);
-std::int64_t num_estimated_slashes(std::int64_t slash_size, std::int64_t kv_len);
+std::int64_t num_estimated_vertical(std::int64_t vertical_size, std::int64_t kv_len);
+std::int64_t num_estimated_slash(std::int64_t slash_size, std::int64_t kv_len);
 
 std::size_t attention_workspace_bytes(const Problem& problem);
 void attention(const Problem& problem, void* workspace);

@@ -81,7 +81,7 @@ bool ChunkCursor::add_next(Stage* stage) {
     }
     chunk_ = plan_.num_chunks;
   }
-  if (vertical_ < plan_.num_verticals && plan_.verticals[vertical_] < key_end_) {
+  if (vertical_ < plan_.num_vertical && plan_.verticals[vertical_] < key_end_) {
     add_vertical_chunk(vertical_, stage);
     vertical_ += kChunk;
     return true;
@@ -172,7 +172,7 @@ void ChunkCursor::add_vertical_chunk(std::int32_t first, Stage* stage) {
       first, true,
       [&](int column) {
         const std::int32_t index = first + column;
-        if (index >= plan_.num_verticals) return std::uint64_t{0};
+        if (index >= plan_.num_vertical) return std::uint64_t{0};
         const std::int64_t key = plan_.verticals[index];
         if (key >= key_end_) return std::uint64_t{0};
         if (plan_.mode == SlashMode::kCover && plan_.covered.test(end_ - key)) {

@@ -7,18 +7,6 @@
 #include "cpu/select.h"
 
 namespace minference::cpu {
-namespace {
-
-constexpr std::int64_t kForcedVerticals = 30;
-constexpr std::int64_t kForcedSlashes = 100;
-constexpr std::int64_t kSlashSlot = kKeySegment + kRowBlock;  // slash scores of one segment
-constexpr std::int64_t kStatsSlot = 2 * kRowBlock;
-constexpr float kLog2E = 1.44269504088896341f;
-
-std::int64_t num_segments(std::int64_t kv_len) { return (kv_len + kKeySegment - 1) / kKeySegment; }
-
-}  // namespace
-
 EstimateTask LayerRun::estimate_task(const HeadTask& task, std::int64_t segment,
                                      void* scratch) const {
   const Unit& unit = *task.unit;
@@ -31,7 +19,7 @@ EstimateTask LayerRun::estimate_task(const HeadTask& task, std::int64_t segment,
   estimate.q_stride = problem_.args.q.stride[2];
   estimate.num_rows = num_rows;
   estimate.head_dim = problem_.head_dim();
-  estimate.scale_log2 = problem_.softmax_scale * kLog2E;
+  estimate.scale_log2 = problem_.scale_log2;
   estimate.sequence = sequence_keys(unit);
   estimate.sequence.num_keys = unit.chunk_kv_len;
   estimate.key_begin = segment * kKeySegment;
@@ -42,7 +30,7 @@ EstimateTask LayerRun::estimate_task(const HeadTask& task, std::int64_t segment,
   estimate.column_sums = head.column_scores + estimate.key_begin;
   // The last segment holds the smallest offsets: slots in descending order of segments let
   // merge_slash_scores join them in place.
-  const std::int64_t slot = num_segments(unit.chunk_kv_len) - 1 - segment;
+  const std::int64_t slot = num_key_segments(unit.chunk_kv_len) - 1 - segment;
   estimate.diagonal_sums = head.slash_scores + slot * kSlashSlot;
   estimate.scratch = scratch;
   return estimate;
@@ -52,12 +40,12 @@ EstimateTask LayerRun::estimate_task(const HeadTask& task, std::int64_t segment,
 /// segment of K in a row: it is read from memory once.
 template <class Step>
 void LayerRun::for_each_segment(const Step& step) {
-  const std::int64_t segments = num_segments(group_max_kv_);
+  const std::int64_t segments = num_key_segments(group_max_kv_);
   const std::int64_t heads = problem_.heads_per_kv();
   parallel_for(workers_, group_size_ * segments, [&](std::int64_t index, std::int64_t worker) {
     const std::int64_t unit = index / segments;
     const std::int64_t segment = index % segments;
-    if (segment >= num_segments(units_[unit].chunk_kv_len)) return;
+    if (segment >= num_key_segments(units_[unit].chunk_kv_len)) return;
     for (std::int64_t i = 0; i < heads; ++i) {
       const HeadTask task = head_task(unit * heads + i);
       if (task.head->needs_estimate) step(task, segment, worker);
@@ -76,14 +64,15 @@ void LayerRun::estimate_scores() {
                });
   for_each_segment([&](const HeadTask& task, std::int64_t segment, std::int64_t worker) {
     EstimateTask estimate = estimate_task(task, segment, worker_scratch_[worker].kernel);
-    estimate.row_max = task.head->row_stats + num_segments(task.unit->chunk_kv_len) * kStatsSlot;
+    estimate.row_max =
+        task.head->row_stats + num_key_segments(task.unit->chunk_kv_len) * kStatsSlot;
     estimate.row_sum = estimate.row_max + kRowBlock;
     problem_.kernel->line_sums(estimate);
   });
 }
 
 void LayerRun::merge_row_stats(const Unit& unit, const Head& head) {
-  const std::int64_t segments = num_segments(unit.chunk_kv_len);
+  const std::int64_t segments = num_key_segments(unit.chunk_kv_len);
   float* const total = head.row_stats + segments * kStatsSlot;
   for (int row = 0; row < kRowBlock; ++row) {
     float max = head.row_stats[row];
@@ -103,7 +92,7 @@ void LayerRun::merge_row_stats(const Unit& unit, const Head& head) {
 
 void LayerRun::merge_slash_scores(const Unit& unit, Head* head) {
   const std::int64_t num_rows = std::min<std::int64_t>(kRowBlock, unit.row_end - unit.row_begin);
-  const std::int64_t segments = num_segments(unit.chunk_kv_len);
+  const std::int64_t segments = num_key_segments(unit.chunk_kv_len);
   float* const scores = head->slash_scores;
   for (std::int64_t slot = 0; slot < segments; ++slot) {
     const std::int64_t segment = segments - 1 - slot;
@@ -121,32 +110,30 @@ void LayerRun::merge_slash_scores(const Unit& unit, Head* head) {
   }
 }
 
-void LayerRun::read_lines(const IndexView& view, const HeadTask& task, std::int32_t* lines,
-                          std::int32_t* count) const {
+std::int32_t LayerRun::read_lines(const IndexView& view, const HeadTask& task,
+                                  std::int32_t* lines) const {
   const std::int32_t* const from =
       view.data + task.unit->index_of_sequence * view.stride[0] + task.head_q * view.stride[1];
-  std::copy_n(from, view.shape[2], lines);
-  *count = static_cast<std::int32_t>(view.shape[2]);
-  sort_unique(lines, count);
+  return sort_unique(from, view.shape[2], lines);
 }
 
 void LayerRun::choose_lines(const HeadTask& task) {
   const Unit& unit = *task.unit;
   HeadPlan& plan = task.head->plan;
   if (!task.head->needs_estimate) {
-    read_lines(problem_.vertical_idx, task, plan.verticals, &plan.num_verticals);
-    read_lines(problem_.slash_idx, task, plan.slashes, &plan.num_slashes);
+    plan.num_vertical = read_lines(problem_.vertical_idx, task, plan.verticals);
+    plan.num_slash = read_lines(problem_.slash_idx, task, plan.slashes);
     return;
   }
   merge_slash_scores(unit, task.head);
   const HeadPattern pattern = problem_.patterns.at(task.head_q);
-  const std::int64_t verticals = num_estimated_verticals(pattern.size[0], unit.chunk_kv_len);
-  const std::int64_t slashes = num_estimated_slashes(pattern.size[1], unit.chunk_kv_len);
-  select_top_k(task.head->column_scores, unit.chunk_kv_len, verticals, kForcedVerticals,
+  const std::int64_t verticals = num_estimated_vertical(pattern.size[0], unit.chunk_kv_len);
+  const std::int64_t slashes = num_estimated_slash(pattern.size[1], unit.chunk_kv_len);
+  select_top_k(task.head->column_scores, unit.chunk_kv_len, verticals, kForcedVertical,
                plan.verticals);
-  select_top_k(task.head->slash_scores, unit.chunk_kv_len, slashes, kForcedSlashes, plan.slashes);
-  plan.num_verticals = static_cast<std::int32_t>(verticals);
-  plan.num_slashes = static_cast<std::int32_t>(slashes);
+  select_top_k(task.head->slash_scores, unit.chunk_kv_len, slashes, kForcedSlash, plan.slashes);
+  plan.num_vertical = static_cast<std::int32_t>(verticals);
+  plan.num_slash = static_cast<std::int32_t>(slashes);
 }
 
 bool LayerRun::must_plan(const HeadTask& task) const {
@@ -168,7 +155,7 @@ void LayerRun::build_plans() {
     plan.mode = problem_.mode;
     // Sizes past the sequence mean the whole sequence.
     for (int i = 0; i < 3; ++i) plan.size[i] = std::min(pattern.size[i], unit.sequence.kv_len);
-    plan.num_verticals = plan.num_slashes = plan.num_chunks = 0;
+    plan.num_vertical = plan.num_slash = plan.num_chunks = 0;
     const std::int64_t q_len = unit.row_end - unit.row_begin;
     if (pattern.kind == PatternKind::kVerticalSlash && may_fall_back &&
         predict(pattern, q_len, unit.chunk_kv_len).is_dense()) {
@@ -177,7 +164,7 @@ void LayerRun::build_plans() {
     task.head->needs_estimate = plan.kind == PatternKind::kVerticalSlash && q_len > 0;
     any_needs_estimate |= task.head->needs_estimate;
   }
-  if (!any_lines_) return;
+  if (!has_lines_) return;
   if (any_needs_estimate) estimate_scores();
   parallel_for(workers_, num_heads, [&](std::int64_t index, std::int64_t) {
     const HeadTask task = head_task(index);

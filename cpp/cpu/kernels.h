@@ -28,8 +28,8 @@ inline constexpr std::size_t kAlignment = 64;
 /// 32 consecutive keys of a source. Keys outside of [0, num_keys) are masked and never read.
 struct Chunk {
   std::int64_t key_begin;
-  const std::uint64_t*
-      row_mask;      ///< [kChunk], bit r: row r attends the key; null: all rows, all keys
+  /// [kChunk], bit r: row r attends the key; null: all rows, all keys
+  const std::uint64_t* row_mask;
   bool is_gathered;  ///< source: the head's gathered verticals, else the sequence
 };
 
@@ -42,8 +42,7 @@ struct Stage {
 /// Keys and values of one kv head of one sequence (or of gathered lines).
 struct KeySource {
   const void* k;  ///< [num_keys, head_dim], rows k_stride elements apart
-  const void*
-      v;  ///< [num_keys, head_dim], rows v_stride elements apart; not read if packed_v is set
+  const void* v;  ///< the same, rows v_stride elements apart; not read if packed_v is set
   std::int64_t k_stride;
   std::int64_t v_stride;
   const std::uint16_t* packed_v;      ///< made by pack_v; null for kernels that read rows of v
@@ -113,6 +112,9 @@ struct AttentionKernel {
   /// dot[n] = a . b[n], rows of b head_dim apart
   void (*dot_rows)(const float* a, const float* b, std::int64_t num_rows, int head_dim, float* dot);
 };
+
+/// Blocks of 64 query rows or keys.
+inline std::int64_t num_row_blocks(std::int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 inline int padded_head_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 

@@ -12,15 +12,6 @@ constexpr std::size_t kGroupBytes = std::size_t{256} << 20;
 
 std::int64_t num_words(std::int64_t num_bits) { return BitSet::num_words(num_bits); }
 
-std::int64_t num_key_segments(std::int64_t kv_len) {
-  return (kv_len + kKeySegment - 1) / kKeySegment;
-}
-
-/// Slots of kKeySegment + kRowBlock for all segments.
-std::int64_t slash_score_count(std::int64_t kv_len) {
-  return num_key_segments(kv_len) * (kKeySegment + kRowBlock);
-}
-
 }  // namespace
 
 Arena::Arena(void* base) : base_(static_cast<char*>(base)) {
@@ -51,23 +42,23 @@ void LayerRun::measure() {
     max_q_len_ = std::max(max_q_len_, sequence.q_len);
     max_kv_len_ = std::max(max_kv_len_, sequence.kv_len);
   }
-  max_blocks_ = (max_kv_len_ + kRowBlock - 1) / kRowBlock;
+  max_blocks_ = num_row_blocks(max_kv_len_);
   for (std::int64_t head = 0; head < problem_.num_heads_q(); ++head) {
     const HeadPattern pattern = problem_.patterns.at(head);
     switch (pattern.kind) {
       case PatternKind::kVerticalSlash:
-        any_estimate_ = any_lines_ = true;
-        max_verticals_ =
-            std::max(max_verticals_, num_estimated_verticals(pattern.size[0], max_kv_len_));
-        max_slashes_ = std::max(max_slashes_, num_estimated_slashes(pattern.size[1], max_kv_len_));
+        has_estimates_ = has_lines_ = true;
+        max_vertical_ =
+            std::max(max_vertical_, num_estimated_vertical(pattern.size[0], max_kv_len_));
+        max_slash_ = std::max(max_slash_, num_estimated_slash(pattern.size[1], max_kv_len_));
         break;
       case PatternKind::kVerticalSlashIndex:
-        any_lines_ = true;
-        max_verticals_ = std::max(max_verticals_, problem_.vertical_idx.shape[2]);
-        max_slashes_ = std::max(max_slashes_, problem_.slash_idx.shape[2]);
+        has_lines_ = true;
+        max_vertical_ = std::max(max_vertical_, problem_.vertical_idx.shape[2]);
+        max_slash_ = std::max(max_slash_, problem_.slash_idx.shape[2]);
         break;
       case PatternKind::kBlockSparse:
-        any_pooling_ = true;
+        has_pooling_ = true;
         max_tiles_ = std::max(max_tiles_, std::min(pattern.size[0], max_blocks_));
         break;
       case PatternKind::kBlockIndex:
@@ -79,8 +70,8 @@ void LayerRun::measure() {
         break;
     }
   }
-  if (any_lines_ && problem_.mode == SlashMode::kReference) {
-    max_tiles_ = std::max(max_tiles_, max_slashes_);
+  if (has_lines_ && problem_.mode == SlashMode::kReference) {
+    max_tiles_ = std::max(max_tiles_, max_slash_);
   }
   num_units_ = problem_.num_sequences() * problem_.num_heads_kv();
 }
@@ -93,8 +84,8 @@ void LayerRun::take_memory(Arena* arena) {
     scratch.kernel = arena->take_bytes(problem_.kernel->scratch_bytes(head_dim));
     scratch.tiles = arena->take<std::int32_t>(max_tiles_);
     scratch.columns =
-        arena->take<std::int32_t>(problem_.mode == SlashMode::kReference ? max_verticals_ : 0);
-    scratch.block_scores = arena->take<float>(any_pooling_ ? max_blocks_ : 0);
+        arena->take<std::int32_t>(problem_.mode == SlashMode::kReference ? max_vertical_ : 0);
+    scratch.block_scores = arena->take<float>(has_pooling_ ? max_blocks_ : 0);
     if (worker_scratch_ != nullptr) worker_scratch_[i] = scratch;
   }
   Arena one_unit(nullptr);
@@ -117,7 +108,7 @@ void LayerRun::take_unit(Arena* arena, Unit* unit) {
         static_cast<std::uint16_t*>(arena->take_bytes(packed_v_bytes(max_kv_len_, head_dim)));
     unit->has_nonfinite = arena->take<std::uint8_t>(max_kv_len_ / kChunk + 1);
   }
-  if (any_pooling_) unit->pooled_k = arena->take<float>(max_blocks_ * head_dim);
+  if (has_pooling_) unit->pooled_k = arena->take<float>(max_blocks_ * head_dim);
   unit->heads = arena->take<Head>(problem_.heads_per_kv());
   for (std::int64_t i = 0; i < problem_.heads_per_kv(); ++i) {
     Head head{};
@@ -127,18 +118,18 @@ void LayerRun::take_unit(Arena* arena, Unit* unit) {
 }
 
 void LayerRun::take_head(Arena* arena, Head* head) {
-  if (!any_lines_) return;
+  if (!has_lines_) return;
   const int head_dim = problem_.head_dim();
-  head->plan.verticals = arena->take<std::int32_t>(max_verticals_);
-  head->plan.slashes = arena->take<std::int32_t>(max_slashes_);
-  head->plan.chunks = arena->take<PlanChunk>(max_plan_chunks(max_slashes_, max_kv_len_));
+  head->plan.verticals = arena->take<std::int32_t>(max_vertical_);
+  head->plan.slashes = arena->take<std::int32_t>(max_slash_);
+  head->plan.chunks = arena->take<PlanChunk>(max_plan_chunks(max_slash_, max_kv_len_));
   head->plan.covered.words = arena->take<std::uint64_t>(num_words(max_kv_len_ + kRowBlock + 1));
   if (problem_.mode == SlashMode::kExact) {
     head->plan.offsets.words = arena->take<std::uint64_t>(num_words(max_kv_len_ + 2 * kRowBlock));
     head->plan.is_vertical.words = arena->take<std::uint64_t>(num_words(max_kv_len_));
   }
   if (problem_.needs_values) {
-    const std::int64_t rows = std::min(max_verticals_, max_kv_len_);
+    const std::int64_t rows = std::min(max_vertical_, max_kv_len_);
     const std::size_t row_bytes = element_bytes_ * head_dim;
     head->gathered_k = arena->take_bytes(rows * row_bytes);
     if (problem_.kernel->needs_packed_v) {
@@ -149,16 +140,16 @@ void LayerRun::take_head(Arena* arena, Head* head) {
       head->gathered_v = arena->take_bytes(rows * row_bytes);
     }
   }
-  if (!any_estimate_) return;
+  if (!has_estimates_) return;
   const std::int64_t segments = num_key_segments(max_kv_len_);
   head->column_scores = arena->take<float>(max_kv_len_);
-  head->slash_scores = arena->take<float>(slash_score_count(max_kv_len_));
-  head->row_stats = arena->take<float>((segments + 1) * 2 * kRowBlock);
+  head->slash_scores = arena->take<float>(segments * kSlashSlot);
+  head->row_stats = arena->take<float>((segments + 1) * kStatsSlot);
 }
 
 std::int64_t LayerRun::estimation_bytes(std::int64_t kv_len) {
-  const std::int64_t floats =
-      kv_len + slash_score_count(kv_len) + (num_key_segments(kv_len) + 1) * 2 * kRowBlock;
+  const std::int64_t segments = num_key_segments(kv_len);
+  const std::int64_t floats = kv_len + segments * kSlashSlot + (segments + 1) * kStatsSlot;
   return floats * static_cast<std::int64_t>(sizeof(float));
 }
 
@@ -185,7 +176,7 @@ void LayerRun::begin_group(std::int64_t unit_begin, std::int64_t unit_end) {
 bool LayerRun::begin_query_chunk(std::int64_t index) {
   is_first_query_chunk_ = index == 0;
   const std::int64_t step =
-      any_estimate_ && problem_.estimate_every > 0
+      has_estimates_ && problem_.estimate_every > 0
           ? std::min(problem_.estimate_every, std::max<std::int64_t>(max_q_len_, 1))
           : max_q_len_;
   bool has_rows = false;
@@ -277,9 +268,9 @@ void LayerRun::estimate(const EstimatedLines& lines) {
                    if (task.unit->row_begin == task.unit->row_end) return;
                    const Head& head = *task.head;
                    const std::int64_t slot = task.unit->index_of_sequence * heads + task.head_q;
-                   std::copy_n(head.plan.verticals, head.plan.num_verticals,
+                   std::copy_n(head.plan.verticals, head.plan.num_vertical,
                                lines.vertical_idx + slot * lines.vertical_count);
-                   std::copy_n(head.plan.slashes, head.plan.num_slashes,
+                   std::copy_n(head.plan.slashes, head.plan.num_slash,
                                lines.slash_idx + slot * lines.slash_count);
                    const auto copy_scores = [&](const float* from, float* to) {
                      if (to == nullptr) return;
@@ -324,12 +315,12 @@ Sequence sequence_at(const Problem& problem, std::int64_t index) {
   return {index, q_begin, problem.seq_q() - q_begin, first, problem.seq_kv() - first};
 }
 
-std::int64_t num_estimated_verticals(std::int64_t vertical_size, std::int64_t kv_len) {
-  return std::min(kv_len, std::max<std::int64_t>(vertical_size, 30));
+std::int64_t num_estimated_vertical(std::int64_t vertical_size, std::int64_t kv_len) {
+  return std::min(kv_len, std::max(vertical_size, kMinVertical));
 }
 
-std::int64_t num_estimated_slashes(std::int64_t slash_size, std::int64_t kv_len) {
-  return std::min(kv_len, std::max<std::int64_t>(slash_size, 50));
+std::int64_t num_estimated_slash(std::int64_t slash_size, std::int64_t kv_len) {
+  return std::min(kv_len, std::max(slash_size, kMinSlash));
 }
 
 }  // namespace minference::cpu

@@ -18,6 +18,13 @@
 
 namespace minference::cpu {
 
+/// Estimation tasks over the keys of a sequence, and floats that one keeps of its head.
+inline std::int64_t num_key_segments(std::int64_t kv_len) {
+  return (kv_len + kKeySegment - 1) / kKeySegment;
+}
+inline constexpr std::int64_t kSlashSlot = kKeySegment + kRowBlock;  // slash scores
+inline constexpr std::int64_t kStatsSlot = 2 * kRowBlock;            // maxima and sums of rows
+
 /// Hands out aligned pieces of a block of memory; with a null base it only adds up their sizes.
 class Arena {
  public:
@@ -99,8 +106,7 @@ class LayerRun {
   void merge_slash_scores(const Unit& unit, Head* head);
   void build_plans();
   void choose_lines(const HeadTask& task);
-  void read_lines(const IndexView& view, const HeadTask& task, std::int32_t* lines,
-                  std::int32_t* count) const;
+  std::int32_t read_lines(const IndexView& view, const HeadTask& task, std::int32_t* lines) const;
   void gather_verticals();
   void gather(const HeadTask& task);
   void attend();
@@ -134,12 +140,12 @@ class LayerRun {
   std::int64_t max_q_len_ = 0;
   std::int64_t max_kv_len_ = 0;
   std::int64_t max_blocks_ = 0;  // key blocks of 64
-  std::int64_t max_verticals_ = 0;
-  std::int64_t max_slashes_ = 0;
+  std::int64_t max_vertical_ = 0;
+  std::int64_t max_slash_ = 0;
   std::int64_t max_tiles_ = 0;
-  bool any_estimate_ = false;
-  bool any_lines_ = false;
-  bool any_pooling_ = false;
+  bool has_estimates_ = false;
+  bool has_lines_ = false;
+  bool has_pooling_ = false;
   std::int64_t num_units_ = 0;
   std::int64_t units_per_group_ = 1;
 

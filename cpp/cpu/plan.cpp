@@ -1,14 +1,13 @@
 #include "cpu/plan.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "cpu/api.h"
 
 namespace minference::cpu {
 namespace {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-std::int64_t num_row_blocks(std::int64_t q_len) { return ceil_div(q_len, kRowBlock); }
 
 /// Row blocks whose end e is at least `least`.
 std::int64_t row_blocks_reaching(std::int64_t least, std::int64_t q_len, std::int64_t kv_len) {
@@ -54,36 +53,31 @@ std::int64_t max_plan_chunks(std::int64_t num_slash, std::int64_t kv_len) {
   return std::min(2 * num_slash, by_columns);
 }
 
-void sort_unique(std::int32_t* lines, std::int32_t* count) {
-  std::int32_t* const end = std::remove(lines, lines + *count, -1);
-  std::sort(lines, end);
-  *count = static_cast<std::int32_t>(std::unique(lines, end) - lines);
+std::int32_t sort_unique(const std::int32_t* entries, std::int64_t count, std::int32_t* sorted) {
+  std::int32_t* const end = std::remove_copy(entries, entries + count, sorted, -1);
+  std::sort(sorted, end);
+  return static_cast<std::int32_t>(std::unique(sorted, end) - sorted);
 }
 
 void build_vs_plan(std::int64_t kv_len, HeadPlan* plan) {
   std::fill_n(plan->covered.words, BitSet::num_words(kv_len + kRowBlock + 1), 0);
   plan->num_chunks = 0;
-  std::int64_t near = 1;
-  std::int64_t far = 0;
-  for (std::int32_t i = 0; i < plan->num_slashes; ++i) {
-    const std::int64_t line_near = std::int64_t{plan->slashes[i]} + 1;
-    const std::int64_t line_far = std::int64_t{plan->slashes[i]} + kRowBlock;
-    if (line_near > far + 1 && far > 0) {
-      add_chunks(near, far, plan);
-      near = line_near;
-    } else if (far == 0) {
-      near = line_near;
+  // Lines whose columns touch make one range.
+  for (std::int32_t i = 0; i < plan->num_slash;) {
+    const std::int64_t near = std::int64_t{plan->slashes[i]} + 1;
+    std::int64_t far = near - 1 + kRowBlock;
+    for (++i; i < plan->num_slash && plan->slashes[i] <= far; ++i) {
+      far = std::int64_t{plan->slashes[i]} + kRowBlock;
     }
-    far = line_far;
+    add_chunks(near, far, plan);
   }
-  if (far > 0) add_chunks(near, far, plan);
   if (plan->mode != SlashMode::kExact) return;
   std::fill_n(plan->offsets.words, BitSet::num_words(kv_len + 2 * kRowBlock), 0);
-  for (std::int32_t i = 0; i < plan->num_slashes; ++i) {
+  for (std::int32_t i = 0; i < plan->num_slash; ++i) {
     plan->offsets.set(kRowBlock + plan->slashes[i]);
   }
   std::fill_n(plan->is_vertical.words, BitSet::num_words(kv_len), 0);
-  for (std::int32_t i = 0; i < plan->num_verticals; ++i) plan->is_vertical.set(plan->verticals[i]);
+  for (std::int32_t i = 0; i < plan->num_vertical; ++i) plan->is_vertical.set(plan->verticals[i]);
 }
 
 std::int64_t dense_pieces(std::int64_t q_len, std::int64_t kv_len) {
@@ -101,7 +95,7 @@ std::int64_t vs_pieces(const HeadPlan& plan, std::int64_t q_len, std::int64_t kv
     const std::int64_t nearest = chunk.rel - (31 - __builtin_clz(chunk.valid));
     pieces += row_blocks_reaching(nearest, q_len, kv_len);
   }
-  for (std::int32_t i = 0; i < plan.num_verticals; i += kChunk) {
+  for (std::int32_t i = 0; i < plan.num_vertical; i += kChunk) {
     pieces += row_blocks_reaching(std::int64_t{plan.verticals[i]} + 1, q_len, kv_len);
   }
   return pieces;
@@ -122,8 +116,8 @@ double predicted_pieces(const HeadPattern& pattern, std::int64_t q_len, std::int
       columns = size(0) + size(1) + kRowBlock;
       break;
     case PatternKind::kVerticalSlash:
-      columns =
-          std::max<std::int64_t>(size(0), 30) + std::max<std::int64_t>(size(1), 50) + kRowBlock;
+      columns = num_estimated_vertical(size(0), kv_len) + num_estimated_slash(size(1), kv_len) +
+                kRowBlock;
       // Two passes over the keys, each half of attention's work, their sums and the selection.
       estimation = 2.5 * static_cast<double>(ceil_div(kv_len, kChunk));
       break;

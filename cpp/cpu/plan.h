@@ -42,22 +42,19 @@ struct HeadPlan {
   PatternKind kind;  ///< as asked, or kDense after the fallback
   SlashMode mode;
   std::int64_t size[3];     ///< of the pattern: {sink, window, last} or {top_k}
-  std::int32_t* verticals;  ///< [num_verticals] ascending, unique
-  std::int32_t* slashes;    ///< [num_slashes] offsets ascending, unique
+  std::int32_t* verticals;  ///< [num_vertical] ascending, unique
+  std::int32_t* slashes;    ///< [num_slash] offsets ascending, unique
   PlanChunk* chunks;        ///< [num_chunks] by rel
   BitSet covered;  ///< bit t: column t of every row block is in the cover; t in [1, kv_len + 64)
   BitSet offsets;  ///< mode kExact: bit 64 + o: offset o is a line
   BitSet is_vertical;  ///< mode kExact: bit v
-  std::int32_t num_verticals;
-  std::int32_t num_slashes;
+  std::int32_t num_vertical;
+  std::int32_t num_slash;
   std::int32_t num_chunks;
 };
 
 /// Chunks that a plan of `num_slash` lines can need.
 std::int64_t max_plan_chunks(std::int64_t num_slash, std::int64_t kv_len);
-
-/// Sorts lines and removes duplicates and entries of -1; `count` becomes what is left.
-void sort_unique(std::int32_t* lines, std::int32_t* count);
 
 /// Fills chunks and bit sets of a vertical-slash plan from its lines. The bit sets' memory is
 /// cleared here: covered of kv_len + 65, offsets of kv_len + 128, is_vertical of kv_len bits.

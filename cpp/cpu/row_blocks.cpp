@@ -11,12 +11,9 @@
 namespace minference::cpu {
 namespace {
 
-constexpr float kLog2E = 1.44269504088896341f;
 constexpr std::int64_t kSegmentsPerTask = 4;  // of pack_v
 constexpr std::int64_t kTasksPerWorker = 8;   // of attend, at least, before tasks grow
 constexpr std::int64_t kBlocksPerTask = 64;   // of pool_keys
-
-std::int64_t num_row_blocks(std::int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 bool has_lines(const HeadPlan& plan) {
   return plan.kind == PatternKind::kVerticalSlash || plan.kind == PatternKind::kVerticalSlashIndex;
@@ -46,7 +43,7 @@ void LayerRun::pack_values() {
 }
 
 void LayerRun::pool_keys() {
-  if (!any_pooling_) return;
+  if (!has_pooling_) return;
   const std::int64_t tasks_per_unit =
       (num_row_blocks(group_max_kv_) + kBlocksPerTask - 1) / kBlocksPerTask;
   parallel_for(workers_, group_size_ * tasks_per_unit, [&](std::int64_t index, std::int64_t) {
@@ -67,7 +64,7 @@ void LayerRun::pool_keys() {
 }
 
 void LayerRun::gather_verticals() {
-  if (!any_lines_) return;
+  if (!has_lines_) return;
   parallel_for(workers_, group_size_ * problem_.heads_per_kv(),
                [&](std::int64_t index, std::int64_t) {
                  const HeadTask task = head_task(index);
@@ -80,7 +77,7 @@ void LayerRun::gather(const HeadTask& task) {
   Head& head = *task.head;
   const std::size_t row_bytes = element_bytes_ * problem_.head_dim();
   const auto copy_rows = [&](const void* from, std::int64_t stride, void* to) {
-    for (std::int32_t i = 0; i < head.plan.num_verticals; ++i) {
+    for (std::int32_t i = 0; i < head.plan.num_vertical; ++i) {
       const std::int64_t offset =
           head.plan.verticals[i] * stride * static_cast<std::int64_t>(element_bytes_);
       std::memcpy(static_cast<char*>(to) + i * row_bytes, static_cast<const char*>(from) + offset,
@@ -95,9 +92,9 @@ void LayerRun::gather(const HeadTask& task) {
   problem_.kernel->pack_v({.v = keys.v,
                            .v_stride = keys.v_stride,
                            .rows = head.plan.verticals,
-                           .num_keys = head.plan.num_verticals,
+                           .num_keys = head.plan.num_vertical,
                            .segment_begin = 0,
-                           .segment_end = num_pack_segments(head.plan.num_verticals),
+                           .segment_end = num_pack_segments(head.plan.num_vertical),
                            .head_dim = problem_.head_dim(),
                            .packed_v = head.gathered_packed_v,
                            .has_nonfinite = head.gathered_nonfinite});
@@ -117,9 +114,7 @@ RowLists LayerRun::row_lists(const HeadTask& task, std::int64_t row_block,
     const IndexView& view = problem_.block_idx;
     const std::int32_t* const listed = view.data + unit.index_of_sequence * view.stride[0] +
                                        task.head_q * view.stride[1] + row_block * view.stride[2];
-    lists.num_tiles = static_cast<std::int32_t>(view.shape[3]);
-    std::copy_n(listed, lists.num_tiles, lists.tiles);
-    sort_unique(lists.tiles, &lists.num_tiles);
+    lists.num_tiles = sort_unique(listed, view.shape[3], lists.tiles);
     while (lists.num_tiles > 0 && lists.tiles[lists.num_tiles - 1] >= num_blocks) {
       --lists.num_tiles;
     }
@@ -137,9 +132,9 @@ RowLists LayerRun::row_lists(const HeadTask& task, std::int64_t row_block,
   } else if (has_lines(plan) && plan.mode == SlashMode::kReference) {
     RowTiles tiles{.tiles = scratch.tiles, .columns = scratch.columns};
     reference_row_lists({.vertical = plan.verticals,
-                         .num_vertical = plan.num_verticals,
+                         .num_vertical = plan.num_vertical,
                          .slash = plan.slashes,
-                         .num_slash = plan.num_slashes,
+                         .num_slash = plan.num_slash,
                          .row_begin = row_begin,
                          .q_len = sequence.q_len,
                          .kv_len = sequence.kv_len},
@@ -228,7 +223,7 @@ RowBlockTask LayerRun::row_block_task(const HeadTask& task, std::int64_t row_blo
   block.lse_stride = args.lse_stride[2];
   block.num_rows = static_cast<int>(std::min<std::int64_t>(kRowBlock, unit.row_end - row_begin));
   block.head_dim = problem_.head_dim();
-  block.scale_log2 = problem_.softmax_scale * kLog2E;
+  block.scale_log2 = problem_.scale_log2;
   block.sequence = sequence_keys(unit);
   block.gathered = {.k = head.gathered_k,
                     .v = head.gathered_v,
@@ -236,7 +231,7 @@ RowBlockTask LayerRun::row_block_task(const HeadTask& task, std::int64_t row_blo
                     .v_stride = problem_.head_dim(),
                     .packed_v = head.gathered_packed_v,
                     .has_nonfinite = head.gathered_nonfinite,
-                    .num_keys = head.plan.num_verticals};
+                    .num_keys = head.plan.num_vertical};
   return block;
 }
 
@@ -269,10 +264,10 @@ void LayerRun::add_stats(const HeadTask& task, const WorkerScratch& scratch,
   const HeadPlan& plan = task.head->plan;
   if (unit.row_begin == unit.row_end) return;
   stats->is_dense = plan.kind == PatternKind::kDense ? 1 : 0;
-  stats->num_vertical = plan.num_verticals;
-  stats->num_slash = plan.num_slashes;
+  stats->num_vertical = plan.num_vertical;
+  stats->num_slash = plan.num_slash;
   stats->num_chunks = plan.num_chunks;
-  stats->plan_bytes = sizeof(HeadPlan) + plan.num_verticals * sizeof(std::int32_t) +
+  stats->plan_bytes = sizeof(HeadPlan) + plan.num_vertical * sizeof(std::int32_t) +
                       plan.num_chunks * sizeof(PlanChunk);
   if (has_lines(plan)) {
     stats->plan_bytes += BitSet::num_words(sequence.kv_len + kRowBlock + 1) * sizeof(std::uint64_t);

@@ -106,6 +106,7 @@ struct Attention<Op, Params (*)(AttentionCall&, OpArgs...)> {
                                                const OptionalTensor& first_valid_key,
                                                const OptionalTensor& cu_seqlens_q,
                                                const OptionalTensor& cu_seqlens_kv) {
+    [[maybe_unused]] const std::tuple<Owner<std::decay_t<OpArgs>>...> owners(op_args...);
     return named(Op::kName, [&] {
       AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
       const Params params = Op::params(call, op_args...);
@@ -119,6 +120,7 @@ struct Attention<Op, Params (*)(AttentionCall&, OpArgs...)> {
                    std::optional<double> softmax_scale, const OptionalTensor& first_valid_key,
                    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_kv,
                    const Tensor& out, const Tensor& lse) {
+    [[maybe_unused]] const std::tuple<Owner<std::decay_t<OpArgs>>...> owners(op_args...);
     named(Op::kName, [&] {
       AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
       const Params params = Op::params(call, op_args...);

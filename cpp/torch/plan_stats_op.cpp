@@ -22,6 +22,7 @@ Tensor plan_stats_op(const Tensor& q, const Tensor& k,
                      std::int64_t estimate_every, bool dense_fallback,
                      std::optional<double> softmax_scale, const OptionalTensor& first_valid_key,
                      const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_kv) {
+  const OwnedString mode_owner(mode);
   return named("plan_stats", [&] {
     AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
     const SparseAttentionParams params =

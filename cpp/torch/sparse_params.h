@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/c/shim.h>
 
-#include <memory>
 #include <string_view>
 
 #include "attention_call.h"
@@ -11,12 +10,30 @@
 namespace minference::binding {
 
 /// A `str` argument as the dispatcher hands it over. Not std::string: torch's conversion to it
-/// leaks the string on every call (ToImpl<std::string>, torch 2.13).
+/// leaks the string on every call (ToImpl<std::string>, torch 2.13). An op owns it from its first
+/// line (OwnedString), so that an error in another argument does not leak it.
 using StringArgument = StringHandle;
 
+struct OwnedString {
+  explicit OwnedString(StringArgument string) : handle(string) {}
+  ~OwnedString() { torch_delete_string(handle); }
+  OwnedString(const OwnedString&) = delete;
+  OwnedString& operator=(const OwnedString&) = delete;
+
+  StringArgument handle;
+};
+
+/// What owns an op's argument while the op runs: itself, or an OwnedString.
+template <class Argument>
+struct Owner {
+  explicit Owner(const Argument&) {}
+};
+template <>
+struct Owner<StringArgument> : OwnedString {
+  using OwnedString::OwnedString;
+};
+
 inline SlashMode slash_mode(StringArgument argument) {
-  const std::unique_ptr<StringOpaque, decltype(&torch_delete_string)> owner(argument,
-                                                                            torch_delete_string);
   const char* text = nullptr;
   std::size_t length = 0;
   TORCH_ERROR_CODE_CHECK(torch_string_c_str(argument, &text));
