@@ -68,7 +68,7 @@ def test_table_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert a_shape["max_logit_difference"] > 10
     assert a_shape["computed_share"] < 0.5
     assert a_shape["num_heads"] == 16
-    assert lines[-1].startswith("per_head finds all 10 needles attending ")
+    assert lines[-1].startswith("per_head finds all 10 needles computing ")
 
 
 def test_a_short_prompt_is_computed_densely(capsys: pytest.CaptureFixture[str]) -> None:

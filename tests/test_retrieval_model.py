@@ -205,7 +205,7 @@ def test_default_patterns_cover_every_head() -> None:
     spec = RetrievalSpec(hops=2)
     patterns = default_patterns(spec)
     assert [len(row) for row in patterns] == [spec.num_heads] * spec.num_layers
-    assert {pattern[0] for row in patterns for pattern in row} == {"vertical_slash", "a_shape"}
+    assert {pattern.kind for row in patterns for pattern in row} == {"vertical_slash", "a_shape"}
 
 
 # --- Margins at 1M tokens -------------------------------------------------------------------------

@@ -500,11 +500,7 @@ def test_retrieval_at_ten_depths() -> None:
     causal = sum(int(plan.stats.causal_pairs.sum()) for plan in plans)
     assert computed < causal / 2
 
-    constructors = {"a_shape": HeadPattern.a_shape, "vertical_slash": HeadPattern.vertical_slash}
-    by_role = [
-        [constructors[kind](*sizes) for kind, *sizes in row] for row in default_patterns(spec)
-    ]
-    integration.configure(model, by_role)
+    integration.configure(model, default_patterns(spec))
     assert all(retrieved(model, prompt))
 
     sink, window = 1024, 2048

@@ -46,7 +46,6 @@ __all__ = [
     "predict",
     "sparse_attention",
     "tri_shape_attention",
-    "version",
     "vs_attention",
     "vs_attention_with_index",
 ]

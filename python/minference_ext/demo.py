@@ -188,12 +188,25 @@ def _methods(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
 
 
 class _Clock:
-    """Adds up the time spent in attention functions."""
+    """Adds up the time spent in attention functions of Transformers."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    @contextmanager
+    def around(self, functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
+        """Within it, the functions registered under these names are timed."""
+        from transformers import AttentionInterface
+
+        try:
+            for name, function in functions.items():
+                AttentionInterface.register(name, self._timed(function))
+            yield
+        finally:
+            for name, function in functions.items():
+                AttentionInterface.register(name, function)
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
             result = function(*args, **kwargs)
@@ -249,29 +262,30 @@ def _measure(
     repeat: int,
 ) -> list[Result]:
     """Methods take turns, so that a load on the machine that comes and goes meets all alike."""
-    from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from . import transformers as minference_transformers
     from .testing import answer_logits, retrieved
 
+    def select(patterns: _Patterns | None) -> None:
+        if patterns is None:
+            model.set_attn_implementation("sdpa")
+        else:
+            minference_transformers.configure(model, patterns)  # switches to "minference"
+
     clock = _Clock()
-    # One prompt without padding needs no mask functions.
-    AttentionInterface.register("demo_torch", clock.around(sdpa_attention_forward))
-    AttentionInterface.register("demo_sparse", clock.around(minference_transformers.attention))
-
-    def select(name: str, patterns: _Patterns | None) -> None:
-        if patterns is not None:
-            minference_transformers.configure(model, patterns)
-        model.set_attn_implementation("demo_torch" if patterns is None else "demo_sparse")
-
+    attention_functions: dict[str, Callable[..., Any]] = {
+        "sdpa": sdpa_attention_forward,
+        minference_transformers.NAME: minference_transformers.attention,
+    }
     length = prompt.input_ids.shape[1]
     settings = {name: _patterns(name, spec, length) for name in methods}
     results = {name: Result(name, _description(name, settings[name])) for name in methods}
     logits: dict[str, Tensor] = {}
-    with _Progress(spec.num_layers, len(methods) * (1 + repeat)) as progress:
+    num_prefills = len(methods) * (1 + repeat)
+    with _Progress(spec.num_layers, num_prefills) as progress, clock.around(attention_functions):
         for name, patterns in settings.items():
-            select(name, patterns)
+            select(patterns)
             with progress.prefill(model, f"{name}, warm-up"):
                 if patterns is None:
                     answer_logits(model, prompt)
@@ -281,7 +295,7 @@ def _measure(
                     _add_stats(results[name], [plan.stats for plan in plans])
         for turn in range(repeat):
             for name, patterns in settings.items():
-                select(name, patterns)
+                select(patterns)
                 clock.seconds = 0.0
                 with progress.prefill(model, f"{name}, prefill {turn + 1} of {repeat}"):
                     begin = time.perf_counter()
@@ -314,12 +328,7 @@ def _patterns(method: str, spec: RetrievalSpec, length: int) -> _Patterns | None
     if method == "vertical_slash":
         return HeadPattern.vertical_slash(scaled(1000), scaled(6096))
     if method == "per_head":
-        rows = default_patterns(spec)
-        constructors = {
-            "a_shape": HeadPattern.a_shape,
-            "vertical_slash": HeadPattern.vertical_slash,
-        }
-        return [[constructors[kind](*sizes) for kind, *sizes in row] for row in rows]
+        return default_patterns(spec)
     return None
 
 
@@ -359,7 +368,7 @@ def _cpu_name() -> str:
 
 def _table(results: list[Result]) -> str:
     head = ("method", "pattern", "prefill", "speed-up", "attention", "speed-up")
-    rows = [(*head, "attended", "dense heads", "retrieved", "max |Δ logit|")]
+    rows = [(*head, "computed", "dense heads", "retrieved", "max |Δ logit|")]
     for result in results:
         is_sparse = result.dense_heads is not None
         difference = result.max_logit_difference
@@ -372,7 +381,7 @@ def _table(results: list[Result]) -> str:
                 f"{result.median_attention_seconds:.3g} s",
                 _times(result.attention_speedup),
                 # The last tile of a dense row reaches beyond the diagonal.
-                f"{result.attended_share:.1%}",
+                f"{min(1.0, result.computed_share):.1%}",
                 f"{result.dense_heads}/{result.num_heads}" if is_sparse else "-",
                 f"{sum(result.retrieved)}/{len(result.retrieved)}",
                 "-" if difference is None or not is_sparse else f"{difference:.4g}",
@@ -402,7 +411,7 @@ def _conclusion(results: list[Result]) -> str:
             continue
         asked, found = len(result.retrieved), sum(result.retrieved)
         needles = f"finds all {asked}" if found == asked else f"finds {found} of {asked}"
-        how = f"attending {result.attended_share:.0%} of the attention matrix"
+        how = f"computing {min(1.0, result.computed_share):.0%} of the attention matrix"
         if result.attention_speedup is not None:
             how += f", at {result.attention_speedup:.2f} times the speed of dense attention"
         sentences.append(f"{result.method} {needles} needles {how}.")

@@ -10,7 +10,6 @@ any depth up to 1M tokens, so a miss is always the attention's fault.
 """
 
 from .model import (
-    HeadPattern,
     RetrievalSpec,
     build_retrieval_model,
     default_patterns,
@@ -27,7 +26,6 @@ from .prompts import (
 )
 
 __all__ = [
-    "HeadPattern",
     "RetrievalPrompt",
     "RetrievalSpec",
     "answer_logits",

@@ -65,6 +65,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from minference_ext.patterns import HeadPattern
+
 ROPE_THETA = 1e13
 MAX_POSITIONS = 1 << 20
 BOS_TOKEN = 0
@@ -94,8 +96,6 @@ _NO_ANSWER_LOGIT = 16.0  # SEP's, where the pointer is empty; a wrong token reac
 
 # Tap t of the recurrence s[k + m] = s[k + t] ^ s[k] that has the full period 2^m - 1.
 _RECURRENCE_TAP = {5: 2, 6: 1, 7: 1}
-
-HeadPattern = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -189,15 +189,12 @@ def head_roles(spec: RetrievalSpec) -> list[list[str]]:
 
 
 def default_patterns(spec: RetrievalSpec) -> list[list[HeadPattern]]:
-    """A pattern that keeps what each head attends to, [num_layers][num_heads].
-
-    ("vertical_slash", vertical_size, slash_size) or ("a_shape", sink, window).
-    """
+    """A pattern that keeps what each head attends to, [num_layers][num_heads]."""
     by_role: dict[str, HeadPattern] = {
-        "previous_token": ("vertical_slash", 64, 128),
-        "induction": ("vertical_slash", 1000, 128),
-        "local": ("a_shape", 64, 512),
-        "sink": ("a_shape", 64, 128),
+        "previous_token": HeadPattern.vertical_slash(64, 128),
+        "induction": HeadPattern.vertical_slash(1000, 128),
+        "local": HeadPattern.a_shape(64, 512),
+        "sink": HeadPattern.a_shape(64, 128),
     }
     return [[by_role[role] for role in row] for row in head_roles(spec)]
 
