@@ -1,6 +1,7 @@
 # make demo   build and run the demo      (LENGTH=8192 METHOD=... SEED=..., or ARGS="--length 8192")
 # make test   lint, C++ tests (plain, then with sanitizers), Python tests
 # make bench  build and run the benchmarks              (ARGS="...")
+# make pictures  draw those of the README into bench/pictures, and their numbers as JSON
 # make build | lint | format | clean
 #
 # Everything is installed into .venv, made on first use. Stamps keep a second call quick.
@@ -15,6 +16,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV ?= .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
+export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(or $(MAX_JOBS),$(shell nproc))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
@@ -26,18 +28,26 @@ TORCH := $(if $(GPU),torch>=2.11,torch==2.13.0)
 # The folder setup.py builds in.
 BUILD = build/$(shell $(VENV)/bin/python -c 'import sys; print(sys.implementation.cache_tag)')
 SANITIZE := build/sanitize
-CPP_FILES = $(shell find $(wildcard bench cpp tests) -name '*.h' -o -name '*.cpp')
+CPP_FILES = $(shell find $(wildcard bench cpp tests) -name '*.h' -o -name '*.cpp' -o -name '*.c')
 
-.PHONY: demo test bench build lint format clean test-cpp test-python
+.PHONY: demo test bench pictures build lint format clean test-cpp test-python test-oldest
 
 demo: build
 	$(VENV)/bin/python -m minference_ext.demo $(if $(LENGTH),--length $(LENGTH)) \
 	  $(if $(METHOD),--method $(METHOD)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-test: lint test-cpp test-python
+test: lint test-cpp test-oldest test-python
 
 bench: build
 	$(VENV)/bin/python -m bench $(ARGS)
+
+# Times count: nothing else may run on the machine meanwhile.
+pictures: build
+	mkdir -p bench/pictures
+	$(VENV)/bin/python -m minference_ext demo --repeat 3 --plots bench/pictures \
+	  --json bench/pictures/demo.json
+	$(VENV)/bin/python -m minference_ext bench attention --rounds 7 \
+	  --plot bench/pictures/bench_attention.png --json bench/pictures/bench_attention.json
 
 $(VENV)/.requirements: requirements-dev.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(if $(GPU),--system-site-packages) $(VENV)
@@ -51,9 +61,9 @@ $(VENV)/.installed: $(VENV)/.requirements setup.py pyproject.toml
 	touch $@
 
 # Compiles what changed. Nothing runs from the build folder: the package is used where it lies.
+# Configures as well: a wheel built in this tree may have left the paths of its own tools there.
 build: $(VENV)/.installed
-	cmake --build $(BUILD)
-	cmake --install $(BUILD) --prefix python/minference_ext >/dev/null
+	$(VENV)/bin/python setup.py -q build_ext --inplace | sed '/^-- /d'
 
 lint: $(VENV)/.requirements
 	@echo clang-format --dry-run -Werror: $(words $(CPP_FILES)) files
@@ -73,12 +83,22 @@ test-cpp: build
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --no-tests=error --output-on-failure
 	cmake -S . -B $(SANITIZE) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMINFERENCE_PYTHON=OFF \
-	  -DMINFERENCE_TESTS=ON -DMINFERENCE_SANITIZE=ON >/dev/null
+	  -DMINFERENCE_TESTS=ON -DMINFERENCE_SANITIZE=ON $(CMAKE_ARGS) >/dev/null
 	cmake --build $(SANITIZE)
 	ctest --test-dir $(SANITIZE) --no-tests=error --output-on-failure
 
 test-python: build
 	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest $(ARGS)
+
+# The Transformers integration once more, on the oldest version it supports.
+OLDEST := build/transformers-4.57.1
+$(OLDEST)/.installed:
+	$(PIP) install -q --target $(@D) transformers==$(patsubst build/transformers-%,%,$(OLDEST))
+	touch $@
+
+test-oldest: build $(OLDEST)/.installed
+	PYTHONPATH=$(OLDEST) OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest \
+	  tests/test_transformers.py tests/test_transformers_settings.py tests/test_model_families.py
 
 clean:
 	rm -rf build python/minference_ext/lib python/minference_ext/include

@@ -4,9 +4,14 @@ every device of this machine. Tests without tensors run without torch and withou
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests import installed_wheel
 
 hypothesis.settings.register_profile(
     "repeatable", deadline=None, derandomize=True, max_examples=60, print_blob=True
@@ -28,6 +33,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _seed() -> None:
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This tree's wheel."""
+    return installed_wheel.build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def wheel_environment(wheel: Path) -> Iterator[installed_wheel.WheelEnvironment]:
+    """An environment with the wheel installed and the tree out of reach: .python and .prefix."""
+    with tempfile.TemporaryDirectory() as folder:  # torch is large: pytest would keep three
+        yield installed_wheel.install(wheel, Path(folder) / "environment")
 
 
 def pytest_report_header() -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CPP_ENDINGS = (".h", ".cpp", ".cuh", ".cu")
+CPP_ENDINGS = (".h", ".c", ".cpp", ".cuh", ".cu")
 ENDINGS = (*CPP_ENDINGS, ".py", ".pyi", ".txt", ".toml")
 MAX_LINES = 600
 OPTIONS = {"MINFERENCE_PYTHON", "MINFERENCE_TESTS", "MINFERENCE_SANITIZE"}
@@ -27,7 +27,7 @@ Check = Callable[[str, str], list[str]]
 
 def sources() -> list[tuple[str, str]]:
     """Path below the root and text of every source file."""
-    files = [path for path in ROOT.iterdir() if path.name in ("CMakeLists.txt", "setup.py")]
+    files = [ROOT / name for name in ("CMakeLists.txt", "build_backend.py", "setup.py")]
     for folder in ("bench", "cpp", "cuda", "python/minference_ext", "tests"):
         files += sorted((ROOT / folder).rglob("*"))
     found = []
@@ -79,6 +79,7 @@ SYSTEM_HEADERS = {  # of the operating system and compiler
 # those above as "system", others as <name>; our own by their path below the root.
 INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
     "cpp/include/minference/": (r"<cstddef>", r"<cstdint>", r"cpp/include/minference/.*"),
+    "cpp/include/minference/c_api.h": (r"<std(def|int)\.h>",),  # C, alone
     "cpp/core/": (r"std", r"cpp/include/minference/.*", r"cpp/core/.*", r"cpp/cpu/api\.h"),
     "cpp/cpu/": (
         r"std",
@@ -102,6 +103,10 @@ INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
         r"tests/cpp/.*",
     ),
     "tests/cpp/client/": (r"std", r"cpp/include/minference/.*"),
+    "tests/cpp/client/c_client.c": (
+        r"<(std(def|int|io|lib)|string)\.h>",
+        r"cpp/include/minference/c_api\.h",
+    ),
 }
 
 
@@ -255,6 +260,8 @@ ALL_OPTIONS = "".join(f"option({name})\n" for name in sorted(OPTIONS))
 BAD = [
     (check_includes, HEADER, "#include <vector>"),
     (check_includes, HEADER, '#include "core/status.h"'),
+    (check_includes, "cpp/include/minference/c_api.h", "#include <cstdint>"),
+    (check_includes, "cpp/include/minference/c_api.h", '#include "minference/types.h"'),
     (check_includes, CORE, '#include "cpu/kernels.h"'),
     (check_includes, CORE, '#include "../cpu/kernels.h"'),
     (check_includes, CORE, "#include <immintrin.h>"),

@@ -1,4 +1,5 @@
-"""libminference.so as an engine gets it: exports, dependencies, headers, and a C++ client of it."""
+"""libminference.so as an engine gets it: exports, dependencies, headers of C and C++, and a C++
+client of it."""
 
 from __future__ import annotations
 
@@ -55,6 +56,16 @@ def declared_functions(text: str) -> list[str]:
     return re.findall(r"\bMINFERENCE_API\b[^;{(]*?\b(\w+)\s*\(", text)
 
 
+def declared_structs(text: str) -> dict[str, list[str]]:
+    """Members of every struct that a header's text declares, in order."""
+    text = re.sub(r"//.*", "", text)
+    structs = {}
+    for name, body in re.findall(r"\bstruct (\w+) \{(.*?)\n\s*\}", text, re.DOTALL):
+        body = re.sub(r"\(\*(\w+)\)\([^;]*\)", r" \1", body)
+        structs[name] = re.findall(r"(\w+)(?:\[\d\])?(?: = [^;]*)?;", body)
+    return structs
+
+
 def exported_names(nm_output: str) -> list[str]:
     """Demangled names without arguments and version, from `nm -DC --defined-only`."""
     names = []
@@ -80,12 +91,38 @@ def test_declared_functions_sees_every_form() -> None:
 
 def test_exports_are_the_declared_functions() -> None:
     declared = [
-        f"minference::{name}"
+        name if header.name == "c_api.h" else f"minference::{name}"
         for header in sorted(HEADERS.glob("*.h"))
         for name in declared_functions(header.read_text(encoding="utf-8"))
     ]
     exported = exported_names(run("nm", "-DC", "--defined-only", CORE))
     assert sorted(exported) == sorted(declared)
+
+
+def test_declared_structs_sees_every_form() -> None:
+    text = """
+    struct Params {
+      std::uint32_t struct_size = sizeof(Params);
+      const float* data = nullptr;  ///< [heads]; may be null
+      IndexView
+          list;  // not_me;
+      std::int64_t shape[4] = {0, 0, 0, 0};
+      void (*run)(void* context, void (*body)(void*, std::int64_t),
+                  void* argument) = nullptr;
+    };
+    """
+    assert declared_structs(text) == {"Params": ["struct_size", "data", "list", "shape", "run"]}
+
+
+def test_c_structs_have_the_members_of_cpp() -> None:
+    """c_api.cpp compares sizes and offsets; a member that fits into padding shows only here."""
+    cpp: dict[str, list[str]] = {}
+    for header in HEADERS.glob("*.h"):
+        if header.name != "c_api.h":
+            cpp |= declared_structs(header.read_text(encoding="utf-8"))
+    c = declared_structs((HEADERS / "c_api.h").read_text(encoding="utf-8"))
+    assert c
+    assert c == {name: cpp[name.removeprefix("Minference")] for name in c}
 
 
 def test_core_library_names_and_needs() -> None:
@@ -121,6 +158,13 @@ def test_header_compiles_alone_as_cpp17(header: str, tmp_path: Path) -> None:
     source.write_text(f'#include "minference/{header}"\n', encoding="utf-8")
     flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
     run("c++", *flags, "-I", PACKAGE / "include", source)
+
+
+def test_c_header_compiles_alone_as_c99(tmp_path: Path) -> None:
+    source = tmp_path / "alone.c"
+    source.write_text('#include "minference/c_api.h"\n', encoding="utf-8")
+    flags = ["-std=c99", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    run("cc", *flags, "-I", PACKAGE / "include", source)
 
 
 def test_engine_client_finds_links_and_computes(tmp_path: Path) -> None:

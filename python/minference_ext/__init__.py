@@ -20,6 +20,7 @@ from .ops import (
     vs_attention,
     vs_attention_with_index,
 )
+from .paths import cmake_dir, include_dir, lib_dir
 from .patterns import HeadPattern, PatternKind, PlanStats, Prediction
 from .vs_index import convert_vertical_slash_indexes, estimate_vs_index, estimate_vs_scores
 
@@ -35,6 +36,7 @@ __all__ = [
     "a_shape_attention",
     "block_sparse_attention",
     "block_sparse_attention_with_index",
+    "cmake_dir",
     "convert_vertical_slash_indexes",
     "cpu_kernel_for",
     "cpu_kernels",
@@ -42,6 +44,8 @@ __all__ = [
     "estimate_vs_index",
     "estimate_vs_scores",
     "has_cuda",
+    "include_dir",
+    "lib_dir",
     "plan_stats",
     "predict",
     "sparse_attention",

@@ -1,4 +1,5 @@
-// libminference: sparse attention for the prefill of long prompts. Includes every public header.
+// libminference: sparse attention for the prefill of long prompts. Includes every public header
+// of C++; c_api.h is for C.
 #pragma once
 
 #include "minference/block_sparse_attention.h"

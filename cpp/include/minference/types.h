@@ -5,9 +5,9 @@
 //  * C++17, plain structs, no std types in signatures; nothing throws, prints or exits.
 //  * Strides count elements, sizes in bytes say so in their name, positions count tokens.
 //  * Memory is the caller's: `run` functions allocate nothing and never wait on a device.
-//  * Structs of arguments start with `struct_size`; new members are only appended and 0 means "as
-//    before", so a client compiled against an older header keeps working. Views and patterns, of
-//    which callers make arrays, do not change.
+//  * Structs of arguments start with `struct_size`; new members are only appended, past a struct's
+//    padding, and 0 means "as before", so a client compiled against an older header keeps working.
+//    Views and patterns, of which callers make arrays, do not change.
 #pragma once
 
 #include <cstddef>
