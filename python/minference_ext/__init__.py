@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from . import autograd as autograd
 from ._C import cpu_kernel_for, cpu_kernels, has_cuda, version
+from .model_patterns import ModelPatterns
 from .ops import (
     SlashMode,
     a_shape_attention,
@@ -28,6 +29,7 @@ __version__ = version()
 
 __all__ = [
     "HeadPattern",
+    "ModelPatterns",
     "PatternKind",
     "PlanStats",
     "Prediction",
