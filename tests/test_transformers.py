@@ -4,9 +4,6 @@ so by name."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import minference_ext.transformers as integration
@@ -25,7 +22,6 @@ from torch import Tensor
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
@@ -34,9 +30,18 @@ from transformers import (
 from transformers.masking_utils import causal_mask_function
 
 from tests import reference
-
-HEADS, KV_HEADS, LAYERS, VOCABULARY = 4, 2, 2, 97
-TOLERANCE = 2e-5  # float32 logits of order 0.1 after two layers
+from tests.tiny_llama import (
+    HEADS,
+    KV_HEADS,
+    LAYERS,
+    TOLERANCE,
+    VOCABULARY,
+    largest_difference,
+    logits,
+    padded,
+    tiny,
+    tokens,
+)
 
 MIXED = [
     [
@@ -64,51 +69,6 @@ COVERS_ALL = {
 def _no_grad() -> Any:
     with torch.no_grad():
         yield
-
-
-def tiny(attn_implementation: str = "eager", **overrides: Any) -> LlamaForCausalLM:
-    """The same random weights on every call."""
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": 32,
-        "initializer_range": 0.2,  # scores far enough apart that a pattern matters
-        **overrides,
-    }
-    config = LlamaConfig(**settings)
-    model: LlamaForCausalLM = LlamaForCausalLM._from_config(
-        config, attn_implementation=attn_implementation
-    )
-    model.eval()
-    return model
-
-
-def tokens(batch: int, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(3, VOCABULARY, (batch, length), generator=generator)
-
-
-def padded(length: int, *rows: tuple[int, int]) -> Tensor:
-    """int64 [rows, length]: 1 in begin .. end of each row."""
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for row, (begin, end) in enumerate(rows):
-        mask[row, begin:end] = 1
-    return mask
-
-
-def logits(model: LlamaForCausalLM, ids: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Any:
-    return model(input_ids=ids, attention_mask=mask, **kwargs).logits
-
-
-def largest_difference(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
-    """Over the tokens that are no padding."""
-    difference = (a - b).abs()
-    return float(difference.max() if mask is None else difference[mask.bool()].max())
 
 
 def use_oracle(model: LlamaForCausalLM, patterns: list[list[HeadPattern]]) -> None:
@@ -394,93 +354,84 @@ def test_masks_that_are_no_padding_are_refused() -> None:
         logits(model, ids, hole)
 
 
-def test_sliding_windows() -> None:
-    def mistral(window: int) -> Any:
-        config = MistralConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KV_HEADS,
-            head_dim=32,
-            sliding_window=window,
-        )
-        torch.manual_seed(0)
-        return MistralForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+# ---- Sliding windows -----------------------------------------------------------------------------
 
-    ids = tokens(1, 100)
-    model = mistral(100)
+
+def mistral(window: int) -> Any:
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=32,
+        initializer_range=0.2,
+        sliding_window=window,
+    )
+    torch.manual_seed(0)
+    return MistralForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+
+
+@pytest.mark.parametrize("window", [100, 99, 40, 1])
+@pytest.mark.parametrize("mask", [None, padded(100, (0, 100), (30, 100))], ids=["full", "left"])
+def test_a_sliding_window_shorter_than_the_keys_is_what_all_heads_attend(
+    window: int, mask: Tensor | None
+) -> None:
+    model, ids = mistral(window), tokens(2, 100)
+    expected = logits(model, ids, mask)
+    pattern = HeadPattern.dense() if window == 100 else HeadPattern.a_shape(0, 7)
+    integration.configure(model, pattern)
+    assert largest_difference(logits(model, ids, mask), expected, mask) < TOLERANCE
+
+
+def test_sliding_windows_compile() -> None:
+    torch._dynamo.reset()
+    model, ids = mistral(40), tokens(1, 100)
     expected = logits(model, ids)
     integration.configure(model, HeadPattern.dense())
-    assert largest_difference(logits(model, ids), expected) < TOLERANCE
-    model = mistral(99)
-    integration.configure(model, HeadPattern.dense())
-    with pytest.raises(NotImplementedError, match=r"sliding_window is 99 and there are 100 keys"):
-        logits(model, ids)
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert largest_difference(logits(compiled, ids), expected) < TOLERANCE
 
 
-# ---- Settings ------------------------------------------------------------------------------------
+def test_the_window_may_stand_in_the_config_alone() -> None:
+    module = mistral(40).model.layers[0].self_attn
+    q, k, v = torch.randn(3, 1, HEADS, 100, 32)
+    expected, _ = integration.attention(module, q, k, v, None, sliding_window=40)
+    module.config.layer_types = ["sliding_attention"]
+    found, _ = integration.attention(module, q, k, v, None)
+    assert torch.equal(found, expected)
+    module.config.layer_types = ["full_attention"]
+    found, _ = integration.attention(module, q, k, v, None)
+    assert not torch.equal(found, expected)
 
 
-def test_settings_belong_to_one_model(tmp_path: Path) -> None:
-    first, second, ids = tiny(), tiny("minference"), tokens(1, 100)
-    dense = logits(first, ids)
-    integration.configure(first, HeadPattern.a_shape(0, 1))
-    assert largest_difference(logits(first, ids), dense) > 100 * TOLERANCE
-    assert largest_difference(logits(second, ids), dense) < TOLERANCE  # the default falls back
-    first.save_pretrained(tmp_path)
-    assert "minference" not in (tmp_path / "config.json").read_text()
+def test_a_mask_with_a_local_size_need_not_be_a_window() -> None:
+    """Llama 4 attends chunks of local_size keys."""
+
+    def chunked(_: Any, __: Any, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key // 40 == query // 40)
+
+    def window(_: Any, __: Any, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key > query - 40)
+
+    sizes: dict[str, Any] = {"batch_size": 1, "q_length": 30, "kv_length": 69, "q_offset": 39}
+    assert integration.attention_mask(mask_function=window, local_size=40, **sizes) is None
+    for function, size in ((chunked, 40), (window, 39), (window, 41), (window, None)):
+        with pytest.raises(NotImplementedError, match=r"sliding windows, not"):
+            integration.attention_mask(mask_function=function, local_size=size, **sizes)
 
 
-@pytest.mark.parametrize(
-    ("patterns", "sentence"),
-    [
-        (MIXED[:1], r"1 layers with \[4\] heads; .* 2 layers with 4 each"),
-        ([MIXED[0], MIXED[0][:3]], r"2 layers with \[3, 4\] heads"),
-        (HeadPattern.block_index(), r"block_index takes lists of indices"),
-        ([[("dense",)] * HEADS] * LAYERS, r"\('dense',\) is not a HeadPattern"),
-    ],
-)
-def test_configure_checks_patterns(patterns: Any, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        integration.configure(tiny(), patterns)
-
-
-def test_configure_needs_attention_layers() -> None:
-    with pytest.raises(ValueError, match=r"Linear has no module with layer_idx"):
-        integration.configure(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
-
-
-def test_options_reach_the_kernel() -> None:
-    model, ids = tiny(), tokens(1, 300)
-    found = []
-    for options in ({}, {"mode": "exact"}, {"estimate_every": 64}):
-        integration.configure(
-            model, HeadPattern.vertical_slash(40, 110), dense_fallback=False, **options
-        )
-        found.append(logits(model, ids))
-    assert largest_difference(found[0], found[1]) > TOLERANCE
-    assert largest_difference(found[0], found[2]) > TOLERANCE
-
-
-def test_record_plans() -> None:
-    model = tiny()
-    integration.configure(model, HeadPattern.a_shape(3, 20))
-    with integration.record_plans(model) as plans:
-        logits(model, tokens(2, 300))
-        logits(model, tokens(2, 10))  # dense: no plan
-    assert [plan.layer_idx for plan in plans] == [0, 1]
-    attended = int(reference.a_shape_mask(300, 300, 3, 20).sum())
-    for plan in plans:
-        assert plan.stats.attended_pairs.tolist() == [[attended] * HEADS] * 2
-    logits(model, tokens(2, 300))
-    assert len(plans) == LAYERS
-
-
-def test_the_package_does_not_import_transformers() -> None:
-    program = "import sys, minference_ext; sys.exit('transformers' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_a_mask_that_misses_the_newest_positions_is_refused_behind_a_window() -> None:
+    """The cache dropped 31 of 60 positions: 40 columns reach beyond the slots, not beyond 60."""
+    sizes: dict[str, Any] = {"q_length": 10, "kv_length": 29, "q_offset": 50, "kv_offset": 31}
+    given = {"batch_size": 2, "mask_function": causal_mask_function, **sizes}
+    with pytest.raises(ValueError, match=r"covers 40 positions; it must cover all 60"):
+        integration.attention_mask(attention_mask=torch.ones(2, 40, dtype=torch.bool), **given)
+    left = padded(60, (0, 60), (35, 60)).bool()
+    by_slot = integration.attention_mask(attention_mask=left, **given)
+    assert by_slot is not None
+    assert torch.equal(by_slot, left[:, 31:])
 
 
 # ---- Retrieval -----------------------------------------------------------------------------------

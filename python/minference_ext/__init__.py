@@ -1,10 +1,12 @@
 """minference_ext: sparse attention for the prefill of long prompts, as PyTorch ops.
 
-Importing it registers `torch.ops.minference`; ops.py and vs_index.py document each op.
+Importing it registers `torch.ops.minference`, and attn_implementation="minference" as soon as
+Transformers is imported, too. ops.py and vs_index.py document each op.
 """
 
 from __future__ import annotations
 
+from . import _register
 from . import autograd as autograd
 from ._C import cpu_kernel_for, cpu_kernels, has_cuda, version
 from .model_patterns import ModelPatterns
@@ -23,12 +25,15 @@ from .ops import (
 )
 from .paths import cmake_dir, include_dir, lib_dir
 from .patterns import HeadPattern, PatternKind, PlanStats, Prediction
+from .upstream import MInference
 from .vs_index import convert_vertical_slash_indexes, estimate_vs_index, estimate_vs_scores
 
 __version__ = version()
+_register.register_when_imported()
 
 __all__ = [
     "HeadPattern",
+    "MInference",
     "ModelPatterns",
     "PatternKind",
     "PlanStats",

@@ -1,0 +1,236 @@
+"""The attention function of "minference": sparse for a prefill, PyTorch's own for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from minference_ext.ops import plan_stats, sparse_attention
+from minference_ext.patterns import HeadPattern
+
+from .settings import LayerPlan, plans_of, settings_of
+
+# Rows that vertical_slash estimates from; a shorter call gains nothing from a pattern.
+_MIN_QUERIES = 64
+
+# Arguments of the model that reach attention and do not change it. position_ids are already in the
+# rotation of query and key; max_length_* only accompany cu_seq_lens_*, which are refused.
+_WITHOUT_EFFECT = frozenset(
+    (
+        "cache_position",
+        "max_length_k",
+        "max_length_q",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "use_cache",
+    )
+)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as Transformers calls it.
+
+    Args:
+        query: [B, H, q_len, D], rotated. key, value: [B, H_kv, kv_len, D], all of the cache.
+        attention_mask: None, or bool [B, kv_len] as `attention_mask` returns it.
+        sliding_window: keys that a query attends up to its own, or None. Shorter than kv_len, it is
+            what every head attends, whatever its pattern.
+
+    Returns:
+        [B, q_len, H, D], contiguous; undefined (finite) at queries that are padding. No weights.
+
+    Raises:
+        NotImplementedError: an argument that this implementation does not support, by name.
+        ValueError: a mask that is neither, or that has holes.
+    """
+    _refuse_unsupported(module, dropout, is_causal, kwargs)
+    q_len, kv_len = query.shape[2], key.shape[2]
+    window = _window(module, sliding_window, kv_len)
+    if attention_mask is not None and (
+        attention_mask.dim() != 2 or attention_mask.shape[1] != kv_len
+    ):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; "
+            f'attn_implementation="minference" takes [batch, {kv_len}], True or 1 for tokens and '
+            'False or 0 for padding. For masks [batch, heads, query, key] use "sdpa"'
+        )
+    if attention_mask is not None:
+        attention_mask = attention_mask.to(torch.bool)
+    if q_len < _MIN_QUERIES or kv_len < settings_of(module).min_length:
+        mask = _pairwise(attention_mask, q_len, kv_len, window, query.device)
+        out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+        return out, None
+    layer = _Layer(module, scaling, window)
+    if attention_mask is None:
+        out = layer.attend(query, key, value)
+    elif torch.compiler.is_compiling():
+        out = layer.attend(query, *_right_aligned(key, value, attention_mask, q_len))
+    else:
+        out = _attend_padded(layer, query, key, value, attention_mask)
+    return out.transpose(1, 2), None
+
+
+def _window(module: Any, sliding_window: int | None, kv_len: int) -> int | None:
+    """The sliding window, if it is shorter than the keys at hand."""
+    if sliding_window is None:  # some models only say it in their config
+        config = module.config
+        layer_types = getattr(config, "layer_types", None)
+        if layer_types is not None and layer_types[module.layer_idx] == "sliding_attention":
+            sliding_window = config.sliding_window
+    return sliding_window if sliding_window is not None and sliding_window < kv_len else None
+
+
+def _refuse_unsupported(
+    module: torch.nn.Module, dropout: float, is_causal: bool | None, kwargs: dict[str, Any]
+) -> None:
+    if dropout > 0.0:
+        _refuse("dropout", dropout, "set attention_dropout = 0 in the model's config")
+    if is_causal is None:
+        is_causal = bool(getattr(module, "is_causal", True))
+    if not is_causal:
+        _refuse("is_causal", False, "there is causal attention only")
+    for name, value in kwargs.items():
+        if name not in _WITHOUT_EFFECT and value is not None and value is not False:
+            found = f"a {type(value).__name__}" if isinstance(value, Tensor) else value
+            _refuse(name, found, "ignoring it could change the result")
+
+
+def _refuse(name: str, found: object, reason: str) -> None:
+    raise NotImplementedError(
+        f'{name} is {found}: attn_implementation="minference" does not support that; {reason}'
+    )
+
+
+class _Layer:
+    """sparse_attention with the settings of one layer, or within its sliding window."""
+
+    def __init__(self, module: torch.nn.Module, scaling: float | None, window: int | None) -> None:
+        settings = settings_of(module)
+        self._patterns = settings.patterns
+        if window is not None:
+            self._patterns = (HeadPattern.a_shape(0, window),)
+        self._options: dict[str, Any] = {
+            "mode": settings.mode,
+            "estimate_every": settings.estimate_every,
+            "dense_fallback": settings.dense_fallback,
+            "softmax_scale": scaling,
+        }
+        self._plans = plans_of(module)
+        self._layer_idx = getattr(module, "layer_idx", None)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, first_valid_key: Tensor | None = None
+    ) -> Tensor:
+        """[B, H, q_len, D] over memory contiguous as [B, q_len, H, D]."""
+        patterns = self._patterns
+        if len(patterns) == 1:
+            patterns = patterns * query.shape[1]
+        options = {**self._options, "first_valid_key": first_valid_key}
+        if self._plans is not None and self._layer_idx is not None:
+            stats = plan_stats(query, key, patterns, **options)
+            self._plans.append(LayerPlan(self._layer_idx, stats))
+        out, _ = sparse_attention(query, key, value, patterns, **options)
+        return out
+
+
+def _pairwise(
+    mask: Tensor | None, q_len: int, kv_len: int, window: int | None, device: torch.device
+) -> Tensor | None:
+    """The mask PyTorch's attention needs: bool [B or 1, 1, q_len, kv_len].
+
+    None where its own causal flag says the same.
+    """
+    if window is None and q_len == 1:
+        return None if mask is None else mask[:, None, None, :]
+    if window is None and mask is None and q_len == kv_len:
+        return None
+    slot = torch.arange(kv_len, device=device)
+    end: int | Tensor = kv_len
+    if mask is not None and q_len < kv_len:  # free slots of a static cache lie behind the queries
+        end = _ends(mask).amax()
+    position = (torch.arange(q_len, device=device) + (end - q_len))[:, None]  # [q_len, 1]
+    attended = slot <= position
+    if window is not None:
+        attended &= slot > position - window
+    if mask is None:
+        return attended[None, None]
+    # Queries that are padding attend themselves: without a key they would be NaN.
+    return attended & mask[:, None, None, :] | (slot == position)
+
+
+def _ends(mask: Tensor) -> Tensor:
+    """One behind the last valid slot of each row, [B]; 0 if there is none."""
+    slot = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, slot + 1, 0).amax(1)
+
+
+def _begins(mask: Tensor) -> Tensor:
+    """The first valid slot of each row, [B]; kv_len if there is none."""
+    slot = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, slot, mask.shape[1]).amin(1)
+
+
+def _right_aligned(
+    key: Tensor, value: Tensor, mask: Tensor, q_len: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Key, value and first_valid_key of a left-padded batch, without reading data on the host.
+
+    Free slots behind the keys move to the front, where first_valid_key hides them.
+    """
+    kv_len = key.shape[2]
+    begins = _begins(mask)
+    if q_len < kv_len:
+        num_free = kv_len - _ends(mask).amax()
+        source = (torch.arange(kv_len, device=key.device) - num_free) % kv_len
+        key, value = key.index_select(2, source), value.index_select(2, source)
+        begins = begins + num_free
+    return key, value, begins.clamp(max=kv_len).to(torch.int32)
+
+
+def _attend_padded(
+    layer: _Layer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
+) -> Tensor:
+    """Attention of a batch padded on the left, or of a whole prompt also on the right."""
+    q_len, kv_len = query.shape[2], key.shape[2]
+    begins = _begins(mask)
+    rows = torch.stack((begins, _ends(mask), mask.sum(1)), dim=1).tolist()
+    for row, (begin, end, count) in enumerate(rows):
+        if count not in (0, end - begin):
+            raise ValueError(
+                f"attention_mask of row {row} has padding between slots {begin} and {end - 1}; "
+                "a prompt must be in one piece"
+            )
+    # Slots behind the last query are free ones of a static cache.
+    last = kv_len if q_len == kv_len else max(end for _, end, _ in rows)
+    if all(end == last or count == 0 for _, end, count in rows):
+        key, value = key[:, :, :last], value[:, :, :last]
+        return layer.attend(query, key, value, begins.clamp(max=last).to(torch.int32))
+    if q_len != kv_len:
+        raise ValueError(
+            "attention_mask is padded on the right within a chunk of the prompt; pad prompts on "
+            'the left (tokenizer.padding_side = "left")'
+        )
+    # Padding on the right would enter the estimate of the lines, so each row is cut to its tokens.
+    batch, heads, _, head_dim = query.shape
+    out = query.new_zeros((batch, q_len, heads, head_dim)).transpose(1, 2)
+    for row, (begin, end, count) in enumerate(rows):
+        if count > 0:
+            cut = (slice(row, row + 1), slice(None), slice(begin, end))
+            out[cut] = layer.attend(query[cut], key[cut], value[cut])
+    return out

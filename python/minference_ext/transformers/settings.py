@@ -1,0 +1,159 @@
+"""What a model runs: patterns per layer and head, options, and what its layers computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from transformers import PreTrainedModel
+
+from minference_ext.model_patterns import ModelPatterns
+from minference_ext.ops import SlashMode
+from minference_ext.patterns import HeadPattern, PlanStats
+
+NAME = "minference"
+DEFAULT_PATTERN = HeadPattern.vertical_slash(1000, 6096)  # the largest sizes MInference searches
+
+#: One pattern for all heads, one per head ([layers][query heads]), or where to read them:
+#: a file or a published name, as `ModelPatterns.load` takes it.
+Patterns: TypeAlias = (
+    HeadPattern | ModelPatterns | Sequence[Sequence[HeadPattern]] | str | os.PathLike[str]
+)
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What `configure` leaves on an attention module."""
+
+    patterns: tuple[HeadPattern, ...]  # one per query head, or one for all
+    mode: SlashMode = "cover"
+    estimate_every: int = 0
+    dense_fallback: bool = True
+    min_length: int = 0
+
+
+class LayerPlan(NamedTuple):
+    """What one prefill call of one layer computed."""
+
+    layer_idx: int
+    stats: PlanStats  #: fields int64 [batch, query heads]
+
+
+_DEFAULT = LayerSettings((DEFAULT_PATTERN,))
+_SETTINGS = "_minference_settings"
+_PLANS = "_minference_plans"
+
+
+def settings_of(module: torch.nn.Module) -> LayerSettings:
+    """Those of `configure`, or the default."""
+    settings: LayerSettings = getattr(module, _SETTINGS, _DEFAULT)
+    return settings
+
+
+def plans_of(module: torch.nn.Module) -> list[LayerPlan] | None:
+    """The list of `record_plans`, or None outside of it."""
+    plans: list[LayerPlan] | None = getattr(module, _PLANS, None)
+    return plans
+
+
+def configure(
+    model: PreTrainedModel,
+    patterns: Patterns = DEFAULT_PATTERN,
+    *,
+    starting_layer: int = 0,
+    min_length: int = 0,
+    mode: SlashMode = "cover",
+    estimate_every: int = 0,
+    dense_fallback: bool = True,
+) -> None:
+    """Sets the patterns of a model's prefill, and switches the model to "minference".
+
+    The settings belong to this model, not to its config: `save_pretrained` does not write them. A
+    model that was never configured runs DEFAULT_PATTERN in all heads.
+
+    Args:
+        patterns: one for all heads, [layers][query heads] of them, a ModelPatterns, or the path or
+            published name of a file that `ModelPatterns.load` reads. Kinds that need lists of
+            indices (`vertical_slash_index`, `block_index`) cannot be set.
+        starting_layer: layers before this one attend densely.
+        min_length: with fewer keys than this, PyTorch's own attention runs. 0 leaves it to the cost
+            model, which finds for each head where dense attention is cheaper.
+        mode, estimate_every, dense_fallback: as in `minference_ext.sparse_attention`.
+
+    Raises:
+        ValueError: shape or kind of `patterns`, a file's content, a number out of range, or a model
+            without layers of causal attention.
+        FileNotFoundError: no such file or published name.
+    """
+    modules = _attention_modules(model)
+    per_layer = _per_layer(model, patterns)
+    _check_range("starting_layer", starting_layer, len(per_layer))
+    _check_range("min_length", min_length, None)
+    for module in modules:
+        layer_idx = int(module.layer_idx)
+        heads = per_layer[layer_idx] if layer_idx >= starting_layer else (HeadPattern.dense(),)
+        layer = LayerSettings(heads, mode, estimate_every, dense_fallback, min_length)
+        setattr(module, _SETTINGS, layer)
+    model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def record_plans(model: PreTrainedModel) -> Iterator[list[LayerPlan]]:
+    """Within it, the returned list grows by one entry per sparse call of a layer.
+
+    Every such call estimates and plans twice: not for timing, and not under torch.compile. Calls
+    for a right-padded batch add one entry per batch row.
+    """
+    plans: list[LayerPlan] = []
+    modules = _attention_modules(model)
+    try:
+        for module in modules:
+            setattr(module, _PLANS, plans)
+        yield plans
+    finally:
+        for module in modules:
+            delattr(module, _PLANS)
+
+
+def _attention_modules(model: torch.nn.Module) -> list[Any]:
+    modules = [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "layer_idx", None), int)
+        and getattr(module, "is_causal", False)
+    ]
+    if not modules:
+        raise ValueError(
+            f"model: {type(model).__name__} has no module with layer_idx and is_causal, by which "
+            "Transformers' causal attention layers are known"
+        )
+    return modules
+
+
+def _per_layer(model: PreTrainedModel, patterns: Patterns) -> list[tuple[HeadPattern, ...]]:
+    """Patterns of each layer: one per query head, or one for all."""
+    config: Any = model.config.get_text_config()
+    num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
+    if isinstance(patterns, HeadPattern):
+        heads = ModelPatterns.uniform(patterns, 1, 1).layers[0]  # checks the kind
+        return [heads] * num_layers
+    if isinstance(patterns, str | os.PathLike):
+        patterns = ModelPatterns.load(patterns)
+    elif not isinstance(patterns, ModelPatterns):
+        patterns = ModelPatterns(patterns)
+    if (patterns.num_layers, patterns.num_heads) != (num_layers, num_heads):
+        raise ValueError(
+            f"patterns has {patterns.num_layers} layers with {patterns.num_heads} heads; this "
+            f"model needs {num_layers} layers with {num_heads} each, or one HeadPattern for all"
+        )
+    return list(patterns.layers)
+
+
+def _check_range(name: str, found: int, most: int | None) -> None:
+    if found < 0 or (most is not None and found > most):
+        allowed = "a whole number >= 0" if most is None else f"0..{most}"
+        raise ValueError(f"{name} is {found}; it must be {allowed}")

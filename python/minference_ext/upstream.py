@@ -1,0 +1,120 @@
+"""The entry point of the original implementation, so that scripts written for it run.
+
+    from minference_ext import MInference  # was: from minference import MInference
+    model = MInference("minference", model_name)(model)
+
+The model stays the same object; it attends through attn_implementation="minference".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .model_patterns import ModelPatterns
+from .patterns import HeadPattern
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+# What the original reads from attn_kwargs, with its defaults.
+_A_SHAPE = {"n_init": 128, "n_local": 3968}
+_TRI_SHAPE = {**_A_SHAPE, "n_last": 100}
+_TRI_MIX = {"n_init": 8, "n_local": 512, "n_last": 128, "starting_layer": 16}
+_ARGUMENTS: dict[str, dict[str, int]] = {
+    "minference": {},
+    "a_shape": _A_SHAPE,
+    "tri_shape": _TRI_SHAPE,
+    "tri_mix": _TRI_MIX,
+    "tri_mix_minference": _TRI_MIX,
+    "dense": {},
+    "hf": {},
+}
+
+
+class MInference:
+    """Callable that switches a Transformers model to sparse prefill, as the original's does.
+
+    Args:
+        attn_type: "minference" (patterns of `config_path` or `model_name`), "a_shape", "tri_shape",
+            "tri_mix" (dense layers, then tri_shape), "tri_mix_minference" (minference, then
+            tri_shape), "dense" (also "minference_with_dense"), or "hf": the model as it is.
+        model_name: of a model with published patterns, as in `ModelPatterns.load`.
+        config_path: a pattern file, of the original's format or ours.
+        starting_layer: layers before it attend densely.
+        attn_kwargs: sizes of the shapes: n_init, n_local, n_last; starting_layer of tri_mix.
+
+    Raises:
+        NotImplementedError: another attn_type or kv_type of the original, kv_cache_cpu, is_search.
+        TypeError, ValueError: an unknown argument, or a pattern file that is missing by name.
+    """
+
+    def __init__(
+        self,
+        attn_type: str = "minference",
+        model_name: str | None = None,
+        config_path: str | os.PathLike[str] | None = None,
+        starting_layer: int = -1,
+        kv_cache_cpu: bool = False,
+        kv_type: str = "dense",
+        is_search: bool = False,
+        attn_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        attn_type = {"minference_with_dense": "dense"}.get(attn_type, attn_type)
+        if attn_type not in _ARGUMENTS:
+            raise NotImplementedError(
+                f"attn_type is {attn_type!r}; supported are {', '.join(_ARGUMENTS)}"
+            )
+        if kv_type not in ("", "dense"):
+            raise NotImplementedError(f"kv_type is {kv_type!r}; only 'dense' is supported")
+        if kv_cache_cpu:
+            raise NotImplementedError("kv_cache_cpu is True; the cache stays where it is")
+        if is_search:
+            raise NotImplementedError("is_search is True; the search for patterns is not included")
+        unknown = set(attn_kwargs or {}) - set(_ARGUMENTS[attn_type])
+        if unknown:
+            raise ValueError(
+                f"attn_kwargs has {', '.join(sorted(unknown))}; {attn_type} takes "
+                f"{', '.join(_ARGUMENTS[attn_type]) or 'none'}"
+            )
+        self.attn_type = attn_type
+        self._sizes = {**_ARGUMENTS[attn_type], **(attn_kwargs or {})}
+        self._starting_layer = max(0, starting_layer)
+        self._patterns: ModelPatterns | None = None
+        if attn_type in ("minference", "tri_mix_minference"):
+            source = config_path or model_name
+            if source is None:
+                raise ValueError(f"{attn_type} needs model_name or config_path")
+            self._patterns = ModelPatterns.load(source)
+
+    def __call__(self, model: Model) -> Model:
+        """Configures `model` and returns it."""
+        from .transformers import configure
+
+        if self.attn_type != "hf":
+            configure(model, self._patterns_for(model), starting_layer=self._starting_layer)
+        return model
+
+    patch_model = __call__
+
+    def _patterns_for(self, model: PreTrainedModel) -> HeadPattern | ModelPatterns:
+        sizes = self._sizes
+        if self.attn_type == "dense":
+            return HeadPattern.dense()
+        if self.attn_type == "minference":
+            assert self._patterns is not None
+            return self._patterns
+        if self.attn_type == "a_shape":
+            return HeadPattern.a_shape(sizes["n_init"], sizes["n_local"])
+        tri_shape = HeadPattern.tri_shape(sizes["n_init"], sizes["n_local"], sizes["n_last"])
+        if self.attn_type == "tri_shape":
+            return tri_shape
+        config: Any = model.config.get_text_config()
+        num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
+        first = self._patterns or ModelPatterns.uniform(HeadPattern.dense(), num_layers, num_heads)
+        changes_at = sizes["starting_layer"]
+        rest = ((tri_shape,) * num_heads,) * max(0, num_layers - changes_at)
+        return ModelPatterns((*first.layers[:changes_at], *rest))
