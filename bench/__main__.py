@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from . import attention, machine, memory
+from . import attention, machine, memory, model
 
 Rows = list[dict[str, object]]
 
@@ -27,6 +27,8 @@ SECTIONS: dict[str, Callable[[int], Rows]] = {
     "sparse": attention.sparse,
     "scaling": attention.scaling,
     "memory": memory.million_tokens,
+    "model": model.short,
+    "peak": model.peak_memory,
 }
 
 

@@ -7,11 +7,12 @@ from functools import partial
 import minference_ext
 import torch
 from minference_ext import HeadPattern, PlanStats
+from minference_ext.benchmark.inputs import Shape
+from minference_ext.benchmark.timing import Timings, compare
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .cases import Shape, clustered_lines, tensors
-from .timing import Timings, compare
+from .cases import clustered_lines, tensors
 
 Row = dict[str, object]
 

@@ -1,20 +1,10 @@
-"""Inputs of the benchmarks: shapes of real models, and lines as prompts have them."""
+"""Inputs of the benchmarks: tensors, and lines as prompts have them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+from minference_ext.benchmark.inputs import Shape
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Heads of one layer: 8 query heads of a Llama-3-8B group split, head_dim 128."""
-
-    num_heads_q: int = 8
-    num_heads_kv: int = 8
-    head_dim: int = 128
 
 
 def tensors(shape: Shape, length: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:

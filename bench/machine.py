@@ -1,25 +1,11 @@
-"""What a result was measured on."""
+"""What a result was measured on: the machine, and the commit of the checkout."""
 
 from __future__ import annotations
 
-import datetime
-import platform
 import subprocess
 from pathlib import Path
 
-import minference_ext
-import torch
-from minference_ext import _C
-
-
-def cpu_model() -> str:
-    """The processor's name and family as Linux gives them."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name", platform.machine())
-    return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
+from minference_ext.benchmark import machine
 
 
 def commit() -> str:
@@ -35,13 +21,4 @@ def commit() -> str:
 
 
 def describe() -> dict[str, object]:
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "version": minference_ext.__version__,
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "kernel": _C.cpu_kernel_for("bfloat16"),
-        "torch": torch.__version__,
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
+    return {**machine.describe(), "commit": commit()}

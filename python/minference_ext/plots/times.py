@@ -1,0 +1,120 @@
+"""Time of attention by length, and from where on a pattern pays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .canvas import COLOURS, GREY, INK, canvas, tokens
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+_MARKERS = "osD^vPX"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Times of one method."""
+
+    method: str
+    lengths: Sequence[int]  #: tokens, ascending
+    seconds: Sequence[float]  #: medians
+    speedups: Sequence[float]  #: over the baseline, the first curve of the picture
+    is_dense: bool = False  #: a baseline, which has no crossover
+    crossover: float | None = None  #: tokens from which on it is faster; None: nowhere
+
+    @property
+    def is_crossing(self) -> bool:
+        """Whether it begins to be faster within the lengths."""
+        return self.crossover is not None and self.crossover > self.lengths[0]
+
+
+def draw_times(path: Path, curves: Sequence[Curve], title: str) -> None:
+    """Times on the left, speed-up over the first curve on the right; lengths are the same in all.
+
+    A ring stands at each crossover, which the legend names. Without a dense curve there are none.
+    """
+    from matplotlib.lines import Line2D
+
+    has_dense = any(curve.is_dense for curve in curves)
+    with canvas(path, 9.0, 4.9) as figure:
+        figure.suptitle(title, fontsize=11)
+        time_axes, speedup_axes = figure.subplots(1, 2)
+        handles: list[Line2D] = []
+        for curve, colour, dash, marker in _styles(curves):
+            milliseconds = [1e3 * second for second in curve.seconds]
+            for axes, values in ((time_axes, milliseconds), (speedup_axes, curve.speedups)):
+                (line,) = axes.plot(
+                    curve.lengths, values, dash, color=colour, marker=marker, markersize=4
+                )
+                if curve.is_crossing:
+                    axes.plot([curve.crossover], [_at_crossover(curve, values)], **_RING)
+            line.set_label(f"{curve.method}{_remark(curve) if has_dense else ''}")
+            handles.append(line)
+        if any(curve.is_crossing for curve in curves):
+            label = "crossover: from here on faster than dense"
+            handles.append(Line2D([], [], label=label, **_RING))
+        time_axes.set_title("time, ms")
+        speedup_axes.set_title(f"speed-up over {curves[0].method}")
+        _set_axes(time_axes, speedup_axes)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5)
+
+
+_RING: Any = {
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 11,
+    "markerfacecolor": "none",
+    "markeredgecolor": INK,
+    "zorder": 3,
+}
+
+
+def _styles(curves: Sequence[Curve]) -> Iterator[tuple[Curve, str, str, str]]:
+    """Each curve with colour, dash and marker; dense ones are grey."""
+    dense = iter(((INK, "-"), (GREY, "--")) * len(curves))
+    sparse = iter(tuple((colour, "-") for colour in COLOURS) * len(curves))
+    for curve, marker in zip(curves, _MARKERS * len(curves), strict=False):
+        colour, dash = next(dense if curve.is_dense else sparse)
+        yield curve, colour, dash, marker
+
+
+def _set_axes(time_axes: Axes, speedup_axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    for axes in (time_axes, speedup_axes):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tokens(value)))
+        axes.set_xlabel("prompt, tokens")
+        axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+    time_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = speedup_axes.get_ylim()
+    speedup_axes.set_yticks([2.0**power for power in range(-9, 10) if low <= 2.0**power <= high])
+    speedup_axes.yaxis.set_minor_locator(NullLocator())
+    speedup_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+
+
+def _remark(curve: Curve) -> str:
+    if curve.is_dense:
+        return ""
+    if curve.crossover is None:
+        return ": not faster than dense"
+    if not curve.is_crossing:
+        return ": faster at all lengths"
+    return f": faster from {tokens(curve.crossover)} tokens"
+
+
+def _at_crossover(curve: Curve, values: Sequence[float]) -> float:
+    """Where the curve is there: it is straight between points on log-log axes."""
+    length, lengths = curve.crossover or 0.0, curve.lengths
+    right = next(index for index, other in enumerate(lengths) if other >= length)
+    span = math.log(lengths[right] / lengths[right - 1])
+    share = math.log(length / lengths[right - 1]) / span
+    return values[right - 1] * math.pow(values[right] / values[right - 1], share)
