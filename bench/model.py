@@ -1,0 +1,138 @@
+"""Whole models through Transformers: attn_implementation "minference" against "sdpa"."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import minference_ext.transformers as integration
+import torch
+from minference_ext import HeadPattern
+from minference_ext.benchmark.timing import compare
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Row = dict[str, object]
+
+LAYERS = 4
+MEMORY_LENGTH = 32768
+# The rest of the layers' memory: what the two contenders share.
+CONTENDERS = {
+    "sdpa": "SDPA",
+    "minference": "vertical_slash(1000, 6096)",
+    "dense": "dense",
+    "chunk_mlp": "vertical_slash(1000, 6096), MLP in pieces of 4096",
+}
+
+
+def llama(dtype: torch.dtype) -> LlamaForCausalLM:
+    """A small Llama of random weights: 4 layers, 8 query / 2 kv heads, head_dim 128."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=128,
+        max_position_embeddings=1 << 17,
+    )
+    model: LlamaForCausalLM = LlamaForCausalLM._from_config(
+        config, attn_implementation="sdpa", dtype=dtype
+    )
+    model.eval()
+    return model
+
+
+def prefill(model: LlamaForCausalLM, ids: torch.Tensor) -> None:
+    model(input_ids=ids, logits_to_keep=1)
+
+
+def short(rounds: int) -> list[Row]:
+    """prefill of a whole small Llama: SDPA's time over ours; wants >= 0.95"""
+    rows: list[Row] = []
+    for dtype in (torch.bfloat16, torch.float32):
+        sdpa, default, small = llama(dtype), llama(dtype), llama(dtype)
+        integration.configure(default)
+        integration.configure(small, HeadPattern.vertical_slash(30, 800))
+        for length in (128, 256, 512, 1024, 2048, 4096):
+            ids = torch.randint(1024, (1, length), generator=torch.Generator().manual_seed(1))
+            times = compare(
+                {
+                    "sdpa": partial(prefill, sdpa, ids),
+                    "default": partial(prefill, default, ids),
+                    "small": partial(prefill, small, ids),
+                },
+                rounds=3 * rounds,
+                seconds_per_run=0.05,
+            )
+            rows.append(
+                {
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "length": length,
+                    "SDPA ms": round(times.median("sdpa") * 1e3, 2),
+                    "SDPA / default": round(times.ratio("sdpa", "default"), 2),
+                    "SDPA / vs(30, 800)": round(times.ratio("sdpa", "small"), 2),
+                }
+            )
+    return rows
+
+
+def peak_memory(_rounds: int) -> list[Row]:
+    """memory of a whole prefill at 32K, over SDPA's: wants <= 1.05"""
+    rows: list[Row] = []
+    for name, label in CONTENDERS.items():
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, name],
+            cwd=Path(__file__).parent.parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        before, peak = (int(number) for number in done.stdout.split())
+        rows.append(
+            {
+                "method": label,
+                "before MiB": before // 1024,
+                "peak MiB": peak // 1024,
+                "prefill MiB": (peak - before) // 1024,
+            }
+        )
+    for row in rows:
+        for column in ("peak MiB", "prefill MiB"):
+            row[f"{column.split()[0]} / SDPA's"] = round(
+                int(str(row[column])) / int(str(rows[0][column])), 3
+            )
+    return rows
+
+
+def _status(field: str) -> int:
+    """KiB of a line in /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def _measure_peak(name: str) -> None:
+    """Prints KiB resident before a prefill, and at most during it; in a process of its own."""
+    model = llama(torch.bfloat16)
+    if name == "dense":
+        integration.configure(model, HeadPattern.dense())
+    elif name != "sdpa":
+        integration.configure(model, dense_fallback=False)
+    if name == "chunk_mlp":
+        integration.chunk_mlp(model, 4096)
+    with torch.inference_mode():
+        prefill(model, torch.zeros((1, 256), dtype=torch.long))  # libraries load what they need
+        ids = torch.randint(1024, (1, MEMORY_LENGTH), generator=torch.Generator().manual_seed(1))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _status("VmRSS")
+        prefill(model, ids)
+    print(before, _status("VmHWM"))
+
+
+if __name__ == "__main__":
+    _measure_peak(sys.argv[1])
