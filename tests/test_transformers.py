@@ -286,28 +286,42 @@ def test_mask_function(as_tensor: bool) -> None:
     def offset(number: int) -> int | Tensor:
         return torch.tensor(number) if as_tensor else number
 
-    ones = padded(10, (0, 10), (0, 10)).bool()
-    left = padded(10, (0, 10), (4, 10)).bool()
-    assert mask_of(None, 10, 10, offset(0)) is None
-    assert mask_of(ones, 10, 10, offset(0)) is None
-    assert mask_of(ones, 3, 10, offset(7)) is None
-    for q_length, seen in ((10, 0), (3, 7), (1, 9)):
-        result = mask_of(left, q_length, 10, offset(seen))
+    ones = padded(100, (0, 100), (0, 100)).bool()
+    left = padded(100, (0, 100), (40, 100)).bool()
+    assert mask_of(None, 100, 100, offset(0)) is None
+    assert mask_of(ones, 100, 100, offset(0)) is None
+    assert mask_of(ones, 64, 100, offset(36)) is None
+    for q_length, seen in ((100, 0), (64, 36)):
+        result = mask_of(left, q_length, 100, offset(seen))
         assert result is not None
         assert torch.equal(result, left)
-        result = mask_of(left, q_length, 14, offset(seen))  # four free slots
+        result = mask_of(left, q_length, 104, offset(seen))  # four free slots
         assert result is not None
         assert torch.equal(result, torch.nn.functional.pad(left, (0, 4)))
-        result = mask_of(None, q_length, 14, offset(seen))
+        result = mask_of(None, q_length, 104, offset(seen))
         assert result is not None
         assert torch.equal(result, torch.nn.functional.pad(ones, (0, 4)))
 
 
+def test_short_calls_take_any_mask_that_sdpa_takes() -> None:
+    """generate() may hide the newest key of all rows; users may give [query, key]."""
+    ids, hidden = tokens(2, 50), padded(50, (0, 49), (3, 40))
+    triangle = torch.ones(50, 50, dtype=torch.bool).tril()[None, None]
+    for mask in (hidden, triangle.expand(2, 1, -1, -1), triangle & hidden.bool()[:, None, None]):
+        expected = logits(tiny("sdpa"), ids, mask)
+        assert torch.equal(logits(tiny("minference"), ids, mask), expected)
+    prefix = tiny("minference")(input_ids=ids[:, :40], use_cache=True).past_key_values
+    other = tiny("sdpa")(input_ids=ids[:, :40], use_cache=True).past_key_values
+    expected = logits(tiny("sdpa"), ids[:, 40:], hidden, past_key_values=other)
+    found = logits(tiny("minference"), ids[:, 40:], hidden, past_key_values=prefix)
+    assert torch.equal(found, expected)
+
+
 def test_mask_function_refuses_what_it_cannot_express() -> None:
-    with pytest.raises(ValueError, match=r"attention_mask covers 5 positions; .* 10"):
-        mask_of(padded(5, (0, 5), (0, 5)), 3, 10, 7)
+    with pytest.raises(ValueError, match=r"attention_mask covers 95 positions; .* 100"):
+        mask_of(padded(95, (0, 95), (0, 95)), 70, 100, 30)
     with pytest.raises(ValueError, match=r"padding_side"):
-        mask_of(padded(10, (0, 8), (0, 9)), 5, 10, 5)
+        mask_of(padded(100, (0, 98), (0, 99)), 70, 100, 30)
     model = tiny("minference")
     positions = torch.cat((torch.arange(60), torch.arange(40)))[None]
     with pytest.raises(NotImplementedError, match=r"packed"):
@@ -410,28 +424,28 @@ def test_a_mask_with_a_local_size_need_not_be_a_window() -> None:
     """Llama 4 attends chunks of local_size keys."""
 
     def chunked(_: Any, __: Any, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (key // 40 == query // 40)
+        return (key <= query) & (key // 70 == query // 70)
 
     def window(_: Any, __: Any, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (key > query - 40)
+        return (key <= query) & (key > query - 70)
 
-    sizes: dict[str, Any] = {"batch_size": 1, "q_length": 30, "kv_length": 69, "q_offset": 39}
-    assert integration.attention_mask(mask_function=window, local_size=40, **sizes) is None
-    for function, size in ((chunked, 40), (window, 39), (window, 41), (window, None)):
+    sizes: dict[str, Any] = {"batch_size": 1, "q_length": 90, "kv_length": 159, "q_offset": 69}
+    assert integration.attention_mask(mask_function=window, local_size=70, **sizes) is None
+    for function, size in ((chunked, 70), (window, 69), (window, 71), (window, None)):
         with pytest.raises(NotImplementedError, match=r"sliding windows, not"):
             integration.attention_mask(mask_function=function, local_size=size, **sizes)
 
 
 def test_a_mask_that_misses_the_newest_positions_is_refused_behind_a_window() -> None:
-    """The cache dropped 31 of 60 positions: 40 columns reach beyond the slots, not beyond 60."""
-    sizes: dict[str, Any] = {"q_length": 10, "kv_length": 29, "q_offset": 50, "kv_offset": 31}
+    """The cache dropped 131 of 230 positions: 140 columns reach beyond the slots, not to 230."""
+    sizes: dict[str, Any] = {"q_length": 80, "kv_length": 99, "q_offset": 150, "kv_offset": 131}
     given = {"batch_size": 2, "mask_function": causal_mask_function, **sizes}
-    with pytest.raises(ValueError, match=r"covers 40 positions; it must cover all 60"):
-        integration.attention_mask(attention_mask=torch.ones(2, 40, dtype=torch.bool), **given)
-    left = padded(60, (0, 60), (35, 60)).bool()
+    with pytest.raises(ValueError, match=r"covers 140 positions; it must cover all 230"):
+        integration.attention_mask(attention_mask=torch.ones(2, 140, dtype=torch.bool), **given)
+    left = padded(230, (0, 230), (135, 230)).bool()
     by_slot = integration.attention_mask(attention_mask=left, **given)
     assert by_slot is not None
-    assert torch.equal(by_slot, left[:, 31:])
+    assert torch.equal(by_slot, left[:, 131:])
 
 
 # ---- Retrieval -----------------------------------------------------------------------------------

@@ -7,8 +7,8 @@
 A call with 64 query rows or more is a prefill, or a chunk of one, and runs the patterns; shorter
 ones, decoding above all, are dense and run PyTorch's own attention. In a layer with a sliding
 window every head attends its window. Two functions are registered, and both are needed: for a name
-without a mask function Transformers drops the mask of a padded batch. Ours never makes it
-[query, key]: `None`, or bool [batch, kv_len] by slot of the cache.
+without a mask function Transformers drops the mask of a padded batch. For a prefill ours is never
+[query, key]: it is `None`, or bool [batch, kv_len] by slot of the cache.
 
 While torch.compile traces, data cannot be read. A mask is then taken to be left-padded, with free
 slots of a static cache behind it, and position_ids that pack several sequences go unseen.

@@ -1,4 +1,4 @@
-"""The mask function of "minference": padding by slot of the cache, never [query, key]."""
+"""The mask function of "minference": padding by slot of the cache, [query, key] for short calls."""
 
 from __future__ import annotations
 
@@ -6,10 +6,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import causal_mask_function
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+# Rows that vertical_slash estimates from; a shorter call gains nothing from a pattern.
+MIN_QUERIES = 64
 
 
-def attention_mask(
+def attention_mask(**kwargs: Any) -> Tensor | None:
+    """What Transformers passes to `attention` as its mask.
+
+    Called with what Transformers gives every mask function, and for a static cache twice: with the
+    user's mask, then with its own result.
+
+    Returns:
+        For fewer than MIN_QUERIES queries what PyTorch's attention takes: None or bool
+        [batch, 1, q_length, kv_length]. Else None: every slot of the cache holds a key to attend;
+        or bool [batch, kv_length]: which ones do.
+
+    Raises:
+        NotImplementedError: packed sequences, or any mask beyond causality, padding and window.
+        ValueError: the mask does not reach up to the last query.
+    """
+    position = kwargs.get("cache_position")  # Transformers up to 5.3
+    q_length = kwargs["q_length"] if position is None else len(position)
+    if q_length < MIN_QUERIES:
+        mask: Tensor | None = sdpa_mask(**kwargs)
+        return mask
+    return _mask_by_slot(**kwargs)
+
+
+def _mask_by_slot(
     *,
     batch_size: int,
     kv_length: int,
@@ -24,24 +50,15 @@ def attention_mask(
     device: torch.device | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """What Transformers passes to `attention` as its mask.
-
-    Transformers may apply it twice: to the user's mask, then to its own result.
+    """`attention_mask` for a call that runs the patterns.
 
     Args:
         kv_length: slots of the cache, with a static cache also those not yet written.
         kv_offset: position of the first slot; a cache of a sliding window drops those before it.
         attention_mask: bool [batch, positions], False for padding; the user's or an earlier result.
         local_size: the sliding window; `attention` applies it.
-
-    Returns:
-        None: every slot holds a key to attend. Else bool [batch, kv_length]: which ones do.
-
-    Raises:
-        NotImplementedError: packed sequences, or any mask beyond causality, padding and window.
-        ValueError: the mask does not reach up to the last query.
     """
-    if cache_position is not None:  # Transformers up to 5.3
+    if cache_position is not None:
         q_length, q_offset, device = len(cache_position), cache_position[0], cache_position.device
     assert q_length is not None
     is_compiling = torch.compiler.is_compiling()
@@ -73,10 +90,10 @@ def attention_mask(
         return valid
     if end == kv_length and bool(valid.all()):
         return None
-    if 1 < q_length < kv_length and not bool(valid[:, end - 1].any()):
+    if q_length < kv_length and not bool(valid[:, end - 1].any()):
         raise ValueError(
-            "attention_mask ends with padding in every row of a chunk of the prompt; pad prompts "
-            'on the left (tokenizer.padding_side = "left")'
+            "attention_mask ends with padding in every row of a chunk of the prompt, or of a "
+            'prompt with a static cache; pad on the left (tokenizer.padding_side = "left")'
         )
     return valid
 

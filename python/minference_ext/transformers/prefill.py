@@ -11,10 +11,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from minference_ext.ops import plan_stats, sparse_attention
 from minference_ext.patterns import HeadPattern
 
+from .masks import MIN_QUERIES
 from .settings import LayerPlan, plans_of, settings_of
-
-# Rows that vertical_slash estimates from; a shorter call gains nothing from a pattern.
-_MIN_QUERIES = 64
 
 # Arguments of the model that reach attention and do not change it. position_ids are already in the
 # rotation of query and key; max_length_* only accompany cu_seq_lens_*, which are refused.
@@ -48,7 +46,8 @@ def attention(
 
     Args:
         query: [B, H, q_len, D], rotated. key, value: [B, H_kv, kv_len, D], all of the cache.
-        attention_mask: None, or bool [B, kv_len] as `attention_mask` returns it.
+        attention_mask: as the mask function returns it: None, bool [B, kv_len], or for a short
+            call [B, 1, q_len, kv_len].
         sliding_window: keys that a query attends up to its own, or None. Shorter than kv_len, it is
             what every head attends, whatever its pattern.
 
@@ -62,6 +61,10 @@ def attention(
     _refuse_unsupported(module, dropout, is_causal, kwargs)
     q_len, kv_len = query.shape[2], key.shape[2]
     window = _window(module, sliding_window, kv_len)
+    is_short = q_len < MIN_QUERIES
+    if is_short and attention_mask is not None and attention_mask.dim() == 4:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
+        return out, None
     if attention_mask is not None and (
         attention_mask.dim() != 2 or attention_mask.shape[1] != kv_len
     ):
@@ -72,7 +75,7 @@ def attention(
         )
     if attention_mask is not None:
         attention_mask = attention_mask.to(torch.bool)
-    if q_len < _MIN_QUERIES or kv_len < settings_of(module).min_length:
+    if is_short or kv_len < settings_of(module).min_length:
         mask = _pairwise(attention_mask, q_len, kv_len, window, query.device)
         out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
         return out, None
@@ -223,8 +226,8 @@ def _attend_padded(
         return layer.attend(query, key, value, begins.clamp(max=last).to(torch.int32))
     if q_len != kv_len:
         raise ValueError(
-            "attention_mask is padded on the right within a chunk of the prompt; pad prompts on "
-            'the left (tokenizer.padding_side = "left")'
+            "attention_mask is padded on the right within a chunk of the prompt, or with a static "
+            'cache; pad prompts on the left (tokenizer.padding_side = "left")'
         )
     # Padding on the right would enter the estimate of the lines, so each row is cut to its tokens.
     batch, heads, _, head_dim = query.shape
