@@ -179,7 +179,8 @@ void LayerRun::build_plans() {
     build_vs_plan(unit.sequence.kv_len, &plan);
     const std::int64_t q_len = unit.row_end - unit.row_begin;
     if (may_fall_back && plan.kind == PatternKind::kVerticalSlash &&
-        vs_pieces(plan, q_len, unit.chunk_kv_len) >= dense_pieces(q_len, unit.chunk_kv_len)) {
+        kPlanPieceCost * vs_pieces(plan, q_len, unit.chunk_kv_len) >=
+            dense_pieces(q_len, unit.chunk_kv_len)) {
       plan.kind = PatternKind::kDense;
     }
   });

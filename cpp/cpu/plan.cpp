@@ -105,7 +105,7 @@ double predicted_pieces(const HeadPattern& pattern, std::int64_t q_len, std::int
   const double dense = static_cast<double>(dense_pieces(q_len, kv_len));
   std::int64_t columns = 0;  // of a row block far from the start
   const auto size = [&](int i) { return std::min(pattern.size[i], kv_len); };
-  double estimation = 0;
+  double estimation = 0, piece_cost = 1;
   switch (pattern.kind) {
     case PatternKind::kDense:
     case PatternKind::kVerticalSlashIndex:
@@ -120,6 +120,7 @@ double predicted_pieces(const HeadPattern& pattern, std::int64_t q_len, std::int
                 kRowBlock;
       // Two passes over the keys, each half of attention's work, their sums and the selection.
       estimation = 2.5 * static_cast<double>(ceil_div(kv_len, kChunk));
+      piece_cost = kPlanPieceCost;
       break;
     case PatternKind::kBlockSparse:
       columns = size(0) * kRowBlock;
@@ -131,7 +132,8 @@ double predicted_pieces(const HeadPattern& pattern, std::int64_t q_len, std::int
     const std::int64_t end = std::min(row + kRowBlock + kv_len - q_len, kv_len);
     const bool is_last =
         pattern.kind == PatternKind::kTriShape && row + kRowBlock > q_len - size(2);
-    pieces += static_cast<double>(ceil_div(is_last ? end : std::min(columns, end), kChunk));
+    const std::int64_t chunks = ceil_div(is_last ? end : std::min(columns, end), kChunk);
+    pieces += piece_cost * static_cast<double>(chunks);
   }
   return pieces;
 }
