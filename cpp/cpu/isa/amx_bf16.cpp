@@ -37,14 +37,16 @@ struct TilePairDot : PairDot {
   static constexpr int kStageChunks = 6;
   using Session = TileSession;
 
-  static void scores(const KeySource& source, std::int64_t key_begin, int head_dim,
+  static void scores(const ChunkKeys& chunk, const ChunkKeys& next, int head_dim,
                      const void* packed_query, int width, float* scores, void* staging) {
     std::int64_t stride;
     const std::uint16_t* const keys =
-        chunk_keys(source, key_begin, head_dim, true, staging, &stride);
+        chunk_keys(chunk.source, chunk.key_begin, head_dim, true, staging, &stride);
     finish_stores();
     const std::size_t key_row_bytes = stride * sizeof(std::uint16_t);
     const std::uint32_t* const query = static_cast<const std::uint32_t*>(packed_query);
+    const std::uint16_t* const next_keys =
+        static_cast<const std::uint16_t*>(next.source.k) + next.key_begin * next.source.k_stride;
     for (int lane = 0; lane < width; lane += 2 * kLanes) {
       _tile_zero(0);
       _tile_zero(1);
@@ -52,7 +54,7 @@ struct TilePairDot : PairDot {
       _tile_zero(3);
       const std::uint32_t* right = query + lane / kLanes * kTileElements;
       for (int d = 0; d < head_dim; d += 2 * kPairs, right += kGroups * kTileElements) {
-        if (lane != 0) prefetch_rows(keys + kChunk * stride + d, stride);
+        if (lane != 0) prefetch_rows(next_keys + d, next.source.k_stride);
         _tile_loadd(4, keys + d, key_row_bytes);
         _tile_loadd(6, right, kTileRowBytes);
         _tile_dpbf16ps(0, 4, 6);
@@ -102,7 +104,7 @@ struct TilePairDot : PairDot {
 
   static constexpr std::size_t kRowBytes = kRowBlock * sizeof(float);
 
-  /// The keys after a chunk are most often the next chunk; each tile step has time for a part.
+  /// Each tile step has time for a part of the next chunk.
   static void prefetch_rows(const std::uint16_t* rows, std::int64_t stride) {
     for (int row = 0; row < kChunk; ++row) _mm_prefetch(rows + row * stride, _MM_HINT_T0);
   }

@@ -65,6 +65,12 @@ std::size_t scratch_bytes(int head_dim) {
   return Scratch<Dot>(nullptr, head_dim).bytes;
 }
 
+/// The kChunk keys from key_begin on; beyond the source's ends they count as 0.
+struct ChunkKeys {
+  const KeySource& source;
+  std::int64_t key_begin;
+};
+
 inline void apply_row_masks(const std::uint64_t* row_mask, int width, float* scores) {
   for (int key = 0; key < kChunk; ++key) {
     const std::uint64_t mask = row_mask[key];
@@ -211,11 +217,18 @@ void write_rows(const RowBlockTask& task, const OnlineSoftmax& softmax, const fl
 template <class Dot>
 void attend_stage(const RowBlockTask& task, const Stage& stage, const Scratch<Dot>& scratch,
                   const void* query, float* out_t, int width, OnlineSoftmax* softmax) {
+  const auto keys_of = [&task](const Chunk& chunk) {
+    return ChunkKeys{chunk.is_gathered ? task.gathered : task.sequence, chunk.key_begin};
+  };
   int begin = 0;  // chunks before it are in out_t
   for (int c = 0; c < stage.num_chunks; ++c) {
     const Chunk& chunk = stage.chunks[c];
-    Dot::scores(chunk.is_gathered ? task.gathered : task.sequence, chunk.key_begin, task.head_dim,
-                query, width, scratch.scores, scratch.staging);
+    const ChunkKeys keys = keys_of(chunk);
+    // What the next stage begins with is not known here; mostly it goes on where this one ends.
+    const ChunkKeys next = c + 1 < stage.num_chunks
+                               ? keys_of(stage.chunks[c + 1])
+                               : ChunkKeys{keys.source, keys.key_begin + kChunk};
+    Dot::scores(keys, next, task.head_dim, query, width, scratch.scores, scratch.staging);
     if (chunk.row_mask != nullptr) apply_row_masks(chunk.row_mask, width, scratch.scores);
     if (softmax->exceeds_max(scratch.scores, task.scale_log2, width)) {
       // What waits has probabilities relative to the old maximum.

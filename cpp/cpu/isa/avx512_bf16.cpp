@@ -32,11 +32,11 @@ struct VectorPairDot : PairDot {
   static constexpr int kStageChunks = 4;
   struct Session {};
 
-  static void scores(const KeySource& source, std::int64_t key_begin, int head_dim,
+  static void scores(const ChunkKeys& chunk, const ChunkKeys& /*next*/, int head_dim,
                      const void* packed_query, int width, float* scores, void* staging) {
     std::int64_t stride;
     const std::uint16_t* const keys =
-        chunk_keys(source, key_begin, head_dim, false, staging, &stride);
+        chunk_keys(chunk.source, chunk.key_begin, head_dim, false, staging, &stride);
     const std::uint32_t* const query = static_cast<const std::uint32_t*>(packed_query);
     for (int lane = 0; lane < width; lane += 2 * kLanes) {
       for (int key = 0; key < kChunk; key += kTileRows) {

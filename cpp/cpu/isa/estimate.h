@@ -20,8 +20,8 @@ inline std::uint64_t estimating_rows(const EstimateTask& task, std::int64_t key)
 template <class Dot>
 const std::uint64_t* estimation_scores(const EstimateTask& task, const Scratch<Dot>& scratch,
                                        std::int64_t key_begin, int width, std::uint64_t* masks) {
-  Dot::scores(task.sequence, key_begin, task.head_dim, scratch.query[0], width, scratch.scores,
-              scratch.staging);
+  const ChunkKeys keys = {task.sequence, key_begin}, next = {task.sequence, key_begin + kChunk};
+  Dot::scores(keys, next, task.head_dim, scratch.query[0], width, scratch.scores, scratch.staging);
   const std::int64_t last = key_begin + kChunk - 1;
   if (last <= task.sequence.num_keys - task.num_rows && last < task.key_end) return nullptr;
   for (int i = 0; i < kChunk; ++i) masks[i] = estimating_rows(task, key_begin + i);

@@ -96,10 +96,10 @@ struct RowDot {
     }
   }
 
-  static void scores(const KeySource& source, std::int64_t key_begin, int head_dim,
+  static void scores(const ChunkKeys& chunk, const ChunkKeys& /*next*/, int head_dim,
                      const void* packed_query, int width, float* scores, void* staging) {
-    const ChunkRows<T> keys(source.k, source.k_stride, source.num_keys, key_begin, head_dim, false,
-                            static_cast<float*>(staging));
+    const ChunkRows<T> keys(chunk.source.k, chunk.source.k_stride, chunk.source.num_keys,
+                            chunk.key_begin, head_dim, false, static_cast<float*>(staging));
     const float* const query = static_cast<const float*>(packed_query);
     for (int lane = 0; lane < width; lane += 2 * kLanes) {
       for (int key = 0; key < kChunk; key += kTileRows) {
