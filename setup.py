@@ -47,7 +47,7 @@ class FreshBuild(build):  # type: ignore[misc]  # its own base has no types
     """Leaves nothing of an earlier build in the wheel, such as a module that is gone."""
 
     def run(self) -> None:
-        shutil.rmtree(self.build_lib, ignore_errors=True)
+        shutil.rmtree(Path(self.build_lib) / PACKAGE, ignore_errors=True)
         super().run()
 
 

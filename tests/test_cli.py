@@ -105,6 +105,7 @@ def test_printed_facts(capsys: Capture) -> None:
         (["info", "--colour"], "unrecognized arguments: --colour"),
         (["info", "--json"], "--json: expected one argument"),
         (["info", "--json", "/no/such/folder/x.json"], "/no/such/folder is not a folder"),
+        (["info", "--json", "/"], "/ is a folder"),
         (["patterns"], "required: action"),
         (["patterns", "show"], "required: FILE"),
         (["patterns", "show", "x", "--plot", "x.svg"], "'x.svg' does not end in .png"),
@@ -410,3 +411,14 @@ def test_demo_is_a_command(capsys: Capture) -> None:
     record = json.loads(out)
     assert [result["method"] for result in record["results"]] == ["dense", "per_head"]
     assert "pictures" not in record
+
+
+def test_bench_with_a_kernel_this_machine_lacks_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINFERENCE_CPU_KERNEL", "abacus")
+    assert cli.main(["bench", "attention", "--lengths", "128", "--rounds", "1"]) == 1
+    captured = capsys.readouterr()
+    assert "abacus" in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""

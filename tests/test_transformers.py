@@ -213,6 +213,31 @@ def test_generate_equals_sdpa(cache: str | None, chunk: int | None, mask: Tensor
     assert difference.abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("lengths", [(2, 1), (32, 20, 1), (63, 1, 70), (64, 3)])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_short_calls_with_free_slots_behind_the_keys(
+    lengths: tuple[int, ...], is_padded: bool
+) -> None:
+    total = sum(lengths)
+    ids = tokens(2, total)
+    mask = padded(total, (0, total), (1, total)) if is_padded else None
+    expected = logits(tiny(), ids, mask)
+    model = tiny()
+    integration.configure(model, HeadPattern.dense())
+    cache = StaticCache(config=model.config, max_cache_len=total + 50)
+    end = 0
+    for length in lengths:
+        begin, end = end, end + length
+        found = logits(
+            model,
+            ids[:, begin:end],
+            None if mask is None else mask[:, :end],
+            past_key_values=cache,
+        )
+        valid = None if mask is None else mask[:, begin:end]
+        assert largest_difference(found, expected[:, begin:end], valid) < TOLERANCE
+
+
 def test_static_cache_prefill_equals_the_oracle() -> None:
     ids, mask = tokens(2, 150), padded(150, (0, 150), (40, 150))
     model = tiny()
@@ -434,6 +459,17 @@ def test_a_mask_with_a_local_size_need_not_be_a_window() -> None:
     for function, size in ((chunked, 70), (window, 69), (window, 71), (window, None)):
         with pytest.raises(NotImplementedError, match=r"sliding windows, not"):
             integration.attention_mask(mask_function=function, local_size=size, **sizes)
+
+
+def test_chunked_masks_are_refused_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    sizes: dict[str, Any] = {"batch_size": 1, "q_length": 90, "kv_length": 90, "q_offset": 0}
+    given = {"mask_function": causal_mask_function, "local_size": 40, **sizes}
+    config = mistral(40).config
+    assert integration.attention_mask(config=config, **given) is None
+    config.sliding_window = None
+    with pytest.raises(NotImplementedError, match=r"sliding windows, not"):
+        integration.attention_mask(config=config, **given)
 
 
 def test_a_mask_that_misses_the_newest_positions_is_refused_behind_a_window() -> None:

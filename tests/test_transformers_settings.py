@@ -13,7 +13,16 @@ import minference_ext.transformers as integration
 import pytest
 import torch
 from minference_ext import HeadPattern, MInference, ModelPatterns
-from transformers import AttentionInterface, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AttentionInterface,
+    BartConfig,
+    BartForConditionalGeneration,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from tests import reference
 from tests.tiny_llama import (
@@ -171,6 +180,70 @@ def test_min_length_keeps_the_sliding_window() -> None:
         assert largest_difference(found, expected, valid) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"mode": "foo"}, r"mode is 'foo'; it must be one of cover, exact, reference"),
+        ({"estimate_every": -64}, r"estimate_every is -64; it must be a whole number >= 0"),
+        ({"estimate_every": 100}, r"estimate_every is 100; it must be a multiple of 64"),
+        ({"min_length": "5"}, r"min_length is '5'; it must be a whole number >= 0"),
+    ],
+)
+def test_configure_checks_options(option: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        integration.configure(tiny(), NARROW, **option)
+
+
+def test_configure_refuses_models_it_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"DataParallel is not a model of Transformers"):
+        integration.configure(torch.nn.DataParallel(tiny()))  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {
+        "d_model": 16,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+        "vocab_size": 20,
+    }
+    bart = BartForConditionalGeneration(BartConfig(encoder_layers=1, decoder_layers=2, **sizes))
+    with pytest.raises(ValueError, match=r"is an encoder-decoder"):
+        integration.configure(bart)
+
+
+def test_configure_leaves_the_vision_part() -> None:
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config=tiny().config,
+            vision_config=CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=32,
+                projection_dim=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=224,
+                patch_size=14,
+            ),
+            image_token_index=5,
+        )
+    ).eval()
+    integration.configure(model, NARROW)
+    assert model.config.text_config._attn_implementation == "minference"
+    assert model.config.vision_config._attn_implementation != "minference"
+    ids = tokens(1, 300)
+    ids[0, :256] = 5  # 16 x 16 patches
+    found = model(input_ids=ids, pixel_values=torch.randn(1, 3, 224, 224)).logits
+    assert found.isfinite().all()
+
+
+def test_record_plans_nests() -> None:
+    model = tiny()
+    integration.configure(model, NARROW)
+    with integration.record_plans(model) as outer:
+        with integration.record_plans(model) as inner:
+            logits(model, tokens(1, 100))
+        logits(model, tokens(1, 100))
+    logits(model, tokens(1, 100))
+    assert len(outer) == len(inner) == LAYERS
+
+
 # ---- MLP in pieces -------------------------------------------------------------------------------
 
 
@@ -194,6 +267,20 @@ def test_chunk_mlp() -> None:
     assert seen == [150]
     with pytest.raises(ValueError, match=r"tokens is 0; it must be >= 1, or None"):
         integration.chunk_mlp(model, 0)
+
+
+def test_chunk_mlp_with_gradients_and_without_a_batch_axis() -> None:
+    model = tiny()
+    mlp: Any = model.model.layers[0].mlp
+    hidden = torch.randn(150, 64)
+    expected = mlp(hidden)
+    integration.chunk_mlp(model, 64)
+    assert largest_difference(mlp(hidden), expected) < TOLERANCE
+    with torch.enable_grad():
+        found = mlp(hidden.requires_grad_())
+        assert largest_difference(found, expected) < TOLERANCE
+        found.sum().backward()
+    assert hidden.grad is not None
 
 
 def test_chunk_mlp_compiles() -> None:
@@ -231,6 +318,11 @@ def test_chunk_mlp_leaves_mixtures_of_experts_alone() -> None:
         ("tri_mix", {}, [HeadPattern.dense()] * 2),
         (
             "tri_mix",
+            {"starting_layer": 0, "last_n": 5},
+            [HeadPattern.tri_shape(8, 512, 5)] * 2,
+        ),
+        (
+            "tri_mix",
             {"starting_layer": 1, "n_local": 64},
             [HeadPattern.dense(), HeadPattern.tri_shape(8, 64, 128)],
         ),
@@ -265,6 +357,16 @@ def test_original_entry_point_with_a_pattern_file(tmp_path: Path) -> None:
     assert torch.equal(logits(mixed, ids), logits(expected, ids))
 
 
+def test_original_entry_point_refuses_another_models_file(tmp_path: Path) -> None:
+    path = tmp_path / "five_layers.json"
+    ModelPatterns.uniform(NARROW, 5, HEADS).save(path)
+    for attn_type, sizes in (("minference", {}), ("tri_mix_minference", {"starting_layer": 1})):
+        with pytest.raises(ValueError, match=r"5 layers .* needs 2 layers"):
+            MInference(attn_type, config_path=path, attn_kwargs=sizes)(tiny())
+    with pytest.raises(ValueError, match=r"starting_layer is -1; it must be >= 0"):
+        MInference("tri_mix", attn_kwargs={"starting_layer": -1})(tiny())
+
+
 def test_original_entry_point_hf_leaves_the_model() -> None:
     assert MInference("hf")(tiny("sdpa")).config._attn_implementation == "sdpa"
 
@@ -273,6 +375,7 @@ def test_original_entry_point_hf_leaves_the_model() -> None:
     ("arguments", "error", "sentence"),
     [
         ({"attn_type": "inf_llm"}, NotImplementedError, r"attn_type is 'inf_llm'; supported are"),
+        ({"attn_type": "minferense"}, ValueError, r"attn_type is 'minferense'; supported are"),
         ({"attn_type": "hf", "kv_type": "snapkv"}, NotImplementedError, r"kv_type is 'snapkv'"),
         ({"attn_type": "hf", "kv_cache_cpu": True}, NotImplementedError, r"kv_cache_cpu"),
         ({"attn_type": "hf", "is_search": True}, NotImplementedError, r"is_search"),
@@ -319,6 +422,30 @@ print(model.config._attn_implementation)
 )
 def test_the_name_is_registered_with_any_order_of_imports(imports: str) -> None:
     assert run_python(imports + BUILD) == "minference"
+
+
+def test_looking_for_transformers_does_not_register_or_give_up() -> None:
+    probe = "import importlib.util, sys, minference_ext\n"
+    probe += "importlib.util.find_spec('transformers.modeling_utils')\n"
+    probe += "assert 'minference_ext.transformers' not in sys.modules\n"
+    assert run_python(probe + "import transformers" + BUILD) == "minference"
+
+
+def test_other_import_hooks_are_asked() -> None:
+    program = """
+import sys
+
+class Spy:
+    seen = []
+    def find_spec(self, name, path, target=None):
+        self.seen.append(name)
+
+sys.meta_path.insert(0, Spy())
+import minference_ext, transformers.modeling_utils
+module = transformers.modeling_utils
+print(module.__name__ in Spy.seen, type(module.__loader__).__name__)
+"""
+    assert run_python(program) == "True SourceFileLoader"
 
 
 def test_a_transformers_that_is_too_old_only_warns(monkeypatch: pytest.MonkeyPatch) -> None:

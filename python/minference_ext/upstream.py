@@ -33,6 +33,10 @@ _ARGUMENTS: dict[str, dict[str, int]] = {
     "dense": {},
     "hf": {},
 }
+_ABSENT = (
+    *("static", "dilated1", "dilated2", "inf_llm", "flexprefill", "xattention"),
+    *("vllm", "vllm_minference", "vllm_a_shape", "vllm_tri_shape", "vllm_flexprefill"),
+)
 
 
 class MInference:
@@ -65,23 +69,25 @@ class MInference:
     ) -> None:
         attn_type = {"minference_with_dense": "dense"}.get(attn_type, attn_type)
         if attn_type not in _ARGUMENTS:
-            raise NotImplementedError(
-                f"attn_type is {attn_type!r}; supported are {', '.join(_ARGUMENTS)}"
-            )
+            error = NotImplementedError if attn_type in _ABSENT else ValueError
+            raise error(f"attn_type is {attn_type!r}; supported are {', '.join(_ARGUMENTS)}")
         if kv_type not in ("", "dense"):
             raise NotImplementedError(f"kv_type is {kv_type!r}; only 'dense' is supported")
         if kv_cache_cpu:
             raise NotImplementedError("kv_cache_cpu is True; the cache stays where it is")
         if is_search:
             raise NotImplementedError("is_search is True; the search for patterns is not included")
-        unknown = set(attn_kwargs or {}) - set(_ARGUMENTS[attn_type])
+        sizes = dict(attn_kwargs or {})
+        if "last_n" in sizes:  # as the original's documentation has it
+            sizes["n_last"] = sizes.pop("last_n")
+        unknown = set(sizes) - set(_ARGUMENTS[attn_type])
         if unknown:
             raise ValueError(
                 f"attn_kwargs has {', '.join(sorted(unknown))}; {attn_type} takes "
                 f"{', '.join(_ARGUMENTS[attn_type]) or 'none'}"
             )
         self.attn_type = attn_type
-        self._sizes = {**_ARGUMENTS[attn_type], **(attn_kwargs or {})}
+        self._sizes = {**_ARGUMENTS[attn_type], **sizes}
         self._starting_layer = max(0, starting_layer)
         self._patterns: ModelPatterns | None = None
         if attn_type in ("minference", "tri_mix_minference"):
@@ -116,5 +122,7 @@ class MInference:
         num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
         first = self._patterns or ModelPatterns.uniform(HeadPattern.dense(), num_layers, num_heads)
         changes_at = sizes["starting_layer"]
-        rest = ((tri_shape,) * num_heads,) * max(0, num_layers - changes_at)
+        if changes_at < 0:
+            raise ValueError(f"starting_layer is {changes_at}; it must be >= 0")
+        rest = ((tri_shape,) * first.num_heads,) * max(0, first.num_layers - changes_at)
         return ModelPatterns((*first.layers[:changes_at], *rest))

@@ -122,9 +122,9 @@ def _attention(parser: Parser, arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> int:
     shape = Shape(arguments.heads, arguments.kv_heads, arguments.head_dim)
-    machine = describe()
     rows: list[Row] = []
     try:
+        machine = describe()
         for of_length in attention.measure(
             arguments.lengths,
             arguments.patterns,
@@ -134,7 +134,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         ):
             rows += of_length
             print(f"measured: {of_length[0].length} tokens", file=sys.stderr, flush=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise Failure(str(error)) from error
     points = attention.crossovers(rows)
     subject = (

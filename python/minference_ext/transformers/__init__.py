@@ -11,7 +11,8 @@ without a mask function Transformers drops the mask of a padded batch. For a pre
 [query, key]: it is `None`, or bool [batch, kv_len] by slot of the cache.
 
 While torch.compile traces, data cannot be read. A mask is then taken to be left-padded, with free
-slots of a static cache behind it, and position_ids that pack several sequences go unseen.
+slots of a static cache behind it; position_ids that pack several sequences, and tokens that a model
+lets attend later ones, go unseen.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ def _mask_by_slot(
     use_vmap: bool = False,
     cache_position: Tensor | None = None,
     device: torch.device | None = None,
+    config: Any = None,
     **kwargs: Any,
 ) -> Tensor | None:
     """`attention_mask` for a call that runs the patterns.
@@ -63,8 +64,10 @@ def _mask_by_slot(
     assert q_length is not None
     is_compiling = torch.compiler.is_compiling()
     end = (q_offset if is_compiling else int(q_offset)) + q_length - kv_offset
-    is_plain = mask_function is causal_mask_function or is_compiling  # no data to tell by
-    if not is_plain:
+    is_plain = mask_function is causal_mask_function
+    if is_compiling:  # no data to tell by
+        is_plain = local_size is None or local_size == getattr(config, "sliding_window", None)
+    elif not is_plain:
         query = torch.arange(q_length, device=device) + int(q_offset)
         is_plain = _is_causal(mask_function, batch_size, query, kv_offset, local_size)
     if use_vmap or not is_plain:

@@ -48,12 +48,14 @@ class _InPieces:
         self._tokens = tokens
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        """[batch, tokens, hidden_size] to the same."""
-        if hidden_states.shape[1] <= self._tokens:
+        """[..., tokens, hidden_size] to the same."""
+        num_tokens = hidden_states.shape[-2]
+        if num_tokens <= self._tokens:
             return self.whole(hidden_states)
-        out = torch.empty_like(hidden_states)
-        for source, target in zip(
-            hidden_states.split(self._tokens, 1), out.split(self._tokens, 1), strict=True
-        ):
-            target.copy_(self.whole(source))
+        pieces = hidden_states.split(self._tokens, dim=-2)
+        if torch.is_grad_enabled():
+            return torch.cat([self.whole(piece) for piece in pieces], dim=-2)
+        out = torch.empty_like(hidden_states)  # cat would hold the result twice
+        for index, piece in enumerate(pieces):
+            out.narrow(-2, index * self._tokens, piece.shape[-2]).copy_(self.whole(piece))
         return out

@@ -62,7 +62,7 @@ def attention(
     q_len, kv_len = query.shape[2], key.shape[2]
     window = _window(module, sliding_window, kv_len)
     is_short = q_len < MIN_QUERIES
-    if is_short and attention_mask is not None and attention_mask.dim() == 4:
+    if is_short and (attention_mask is None or attention_mask.dim() == 4):
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
         return out, None
     if attention_mask is not None and (
@@ -107,7 +107,12 @@ def _refuse_unsupported(
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
     if not is_causal:
-        _refuse("is_causal", False, "there is causal attention only")
+        _refuse(
+            "is_causal",
+            False,
+            "there is causal attention only. A model with a vision part takes it for its text "
+            'alone: set_attn_implementation({"text_config": "minference"})',
+        )
     for name, value in kwargs.items():
         if name not in _WITHOUT_EFFECT and value is not None and value is not False:
             found = f"a {type(value).__name__}" if isinstance(value, Tensor) else value

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -90,15 +90,30 @@ def configure(
         FileNotFoundError: no such file or published name.
     """
     modules = _attention_modules(model)
-    per_layer = _per_layer(model, patterns)
+    if not hasattr(model, "set_attn_implementation"):
+        raise ValueError(
+            f"model: {type(model).__name__} is not a model of Transformers; pass the one it wraps"
+        )
+    config = model.config
+    if config.is_encoder_decoder:
+        raise ValueError(f"model: {type(model).__name__} is an encoder-decoder; pass a decoder")
+    text_config = config.get_text_config()
+    per_layer = _per_layer(text_config, patterns)
     _check_range("starting_layer", starting_layer, len(per_layer))
     _check_range("min_length", min_length, None)
+    _check_range("estimate_every", estimate_every, None)
+    if estimate_every % 64 != 0:
+        raise ValueError(f"estimate_every is {estimate_every}; it must be a multiple of 64")
+    if mode not in get_args(SlashMode):
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(get_args(SlashMode))}")
     for module in modules:
         layer_idx = int(module.layer_idx)
         heads = per_layer[layer_idx] if layer_idx >= starting_layer else (HeadPattern.dense(),)
         layer = LayerSettings(heads, mode, estimate_every, dense_fallback, min_length)
         setattr(module, _SETTINGS, layer)
-    model.set_attn_implementation(NAME)
+    # Vision and audio parts, which are not causal, keep what they have.
+    parts = [name for name in config.sub_configs if getattr(config, name, None) is text_config]
+    model.set_attn_implementation({parts[0]: NAME} if parts else NAME)
 
 
 @contextmanager
@@ -110,13 +125,14 @@ def record_plans(model: PreTrainedModel) -> Iterator[list[LayerPlan]]:
     """
     plans: list[LayerPlan] = []
     modules = _attention_modules(model)
+    before = [plans_of(module) for module in modules]
     try:
         for module in modules:
             setattr(module, _PLANS, plans)
         yield plans
     finally:
-        for module in modules:
-            delattr(module, _PLANS)
+        for module, outer in zip(modules, before, strict=True):
+            setattr(module, _PLANS, outer)
 
 
 def _attention_modules(model: torch.nn.Module) -> list[Any]:
@@ -134,9 +150,8 @@ def _attention_modules(model: torch.nn.Module) -> list[Any]:
     return modules
 
 
-def _per_layer(model: PreTrainedModel, patterns: Patterns) -> list[tuple[HeadPattern, ...]]:
+def _per_layer(config: Any, patterns: Patterns) -> list[tuple[HeadPattern, ...]]:
     """Patterns of each layer: one per query head, or one for all."""
-    config: Any = model.config.get_text_config()
     num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
     if isinstance(patterns, HeadPattern):
         heads = ModelPatterns.uniform(patterns, 1, 1).layers[0]  # checks the kind
@@ -154,6 +169,6 @@ def _per_layer(model: PreTrainedModel, patterns: Patterns) -> list[tuple[HeadPat
 
 
 def _check_range(name: str, found: int, most: int | None) -> None:
-    if found < 0 or (most is not None and found > most):
+    if type(found) is not int or found < 0 or (most is not None and found > most):
         allowed = "a whole number >= 0" if most is None else f"0..{most}"
-        raise ValueError(f"{name} is {found}; it must be {allowed}")
+        raise ValueError(f"{name} is {found!r}; it must be {allowed}")
