@@ -342,6 +342,14 @@ def test_short_calls_take_any_mask_that_sdpa_takes() -> None:
     assert torch.equal(found, expected)
 
 
+def test_short_calls_refuse_a_mask_by_slot() -> None:
+    """It would broadcast over batch or queries."""
+    module = tiny().model.layers[0].self_attn
+    q, k, v = torch.randn(3, 2, HEADS, 2, 32)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 2\)"):
+        integration.attention(module, q, k, v, padded(2, (0, 2), (1, 2)).bool())
+
+
 def test_mask_function_refuses_what_it_cannot_express() -> None:
     with pytest.raises(ValueError, match=r"attention_mask covers 95 positions; .* 100"):
         mask_of(padded(95, (0, 95), (0, 95)), 70, 100, 30)

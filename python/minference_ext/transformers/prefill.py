@@ -62,20 +62,21 @@ def attention(
     q_len, kv_len = query.shape[2], key.shape[2]
     window = _window(module, sliding_window, kv_len)
     is_short = q_len < MIN_QUERIES
-    if is_short and (attention_mask is None or attention_mask.dim() == 4):
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
-        return out, None
     if attention_mask is not None and (
-        attention_mask.dim() != 2 or attention_mask.shape[1] != kv_len
+        attention_mask.dim() != (4 if is_short else 2) or attention_mask.shape[-1] != kv_len
     ):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; "
             f'attn_implementation="minference" takes [batch, {kv_len}], True or 1 for tokens and '
-            'False or 0 for padding. For masks [batch, heads, query, key] use "sdpa"'
+            f"False or 0 for padding; [batch, heads, query, key] for fewer than {MIN_QUERIES} "
+            'queries only, else use "sdpa"'
         )
+    if is_short:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
+        return out, None
     if attention_mask is not None:
         attention_mask = attention_mask.to(torch.bool)
-    if is_short or kv_len < settings_of(module).min_length:
+    if kv_len < settings_of(module).min_length:
         mask = _pairwise(attention_mask, q_len, kv_len, window, query.device)
         out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
         return out, None
@@ -160,12 +161,10 @@ class _Layer:
 def _pairwise(
     mask: Tensor | None, q_len: int, kv_len: int, window: int | None, device: torch.device
 ) -> Tensor | None:
-    """The mask PyTorch's attention needs: bool [B or 1, 1, q_len, kv_len].
+    """The mask PyTorch's attention needs for a prefill: bool [B or 1, 1, q_len, kv_len].
 
     None where its own causal flag says the same.
     """
-    if window is None and q_len == 1:
-        return None if mask is None else mask[:, None, None, :]
     if window is None and mask is None and q_len == kv_len:
         return None
     slot = torch.arange(kv_len, device=device)
