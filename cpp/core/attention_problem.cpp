@@ -7,6 +7,7 @@
 
 #include "core/choose.h"
 #include "core/vs_index_convert.h"
+#include "cuda/api.h"
 
 namespace minference::core {
 namespace {
@@ -105,6 +106,9 @@ Status check_shapes(const AttentionArgs& args, Use use) {
   return status;
 }
 
+/// Whether the host can read lengths and lists. Kernels ignore entries out of range.
+bool is_readable(const AttentionArgs& args) { return args.device == Device::kCpu; }
+
 Status check_sequences(const AttentionArgs& args) {
   const std::int64_t seq_q = args.q.shape[2];
   const std::int64_t seq_kv = args.k.shape[2];
@@ -120,7 +124,8 @@ Status check_sequences(const AttentionArgs& args) {
                   "; causal attention needs q_len <= kv_len",
                   seq_q, seq_kv);
     }
-    for (std::int64_t b = 0; args.first_valid_key != nullptr && b < args.q.shape[0]; ++b) {
+    const bool has_padding = args.first_valid_key != nullptr && is_readable(args);
+    for (std::int64_t b = 0; has_padding && b < args.q.shape[0]; ++b) {
       if (args.first_valid_key[b] < 0 || args.first_valid_key[b] > seq_kv) {
         return fail(Status::kInvalidArgument,
                     "first_valid_key[%" PRId64 "] is %" PRId32 "; it must be in [0, %" PRId64 "]",
@@ -142,6 +147,7 @@ Status check_sequences(const AttentionArgs& args) {
     return fail(Status::kInvalidArgument, "num_sequences is %" PRId64 "; it must be >= 0",
                 args.num_sequences);
   }
+  if (!is_readable(args)) return Status::kOk;
   const struct {
     const std::int32_t* offsets;
     const char* name;
@@ -219,7 +225,7 @@ Status check_data(const AttentionArgs& args, Use use) {
 }
 
 /// Shape of an index list; `rank` 3 for lines, 4 for blocks.
-Status check_index(const IndexView& view, const char* name, int rank, const cpu::Problem& problem,
+Status check_index(const IndexView& view, const char* name, int rank, const plan::Problem& problem,
                    Use use) {
   const std::int64_t expected[] = {problem.num_sequences(), problem.num_heads_q()};
   static constexpr const char* kAxes[] = {"sequences", "heads"};
@@ -229,8 +235,12 @@ Status check_index(const IndexView& view, const char* name, int rank, const cpu:
   }
   if (rank == 4) {
     std::int64_t needed = 0;
-    for (std::int64_t i = 0; i < problem.num_sequences(); ++i) {
-      needed = std::max(needed, cpu::num_row_blocks(cpu::sequence_at(problem, i).q_len));
+    if (is_readable(problem.args)) {
+      for (std::int64_t i = 0; i < problem.num_sequences(); ++i) {
+        needed = std::max(needed, plan::num_row_blocks(cpu::sequence_at(problem, i).q_len));
+      }
+    } else if (!problem.is_packed() && problem.num_sequences() > 0) {
+      needed = plan::num_row_blocks(problem.seq_q());
     }
     if (view.shape[2] < needed) {
       return fail(Status::kInvalidArgument,
@@ -257,7 +267,7 @@ Status check_index(const IndexView& view, const char* name, int rank, const cpu:
   return Status::kOk;
 }
 
-Status check_line_entries(const cpu::Problem& problem, std::int64_t head) {
+Status check_line_entries(const plan::Problem& problem, std::int64_t head) {
   for (std::int64_t i = 0; i < problem.num_sequences(); ++i) {
     const std::int64_t kv_len = cpu::sequence_at(problem, i).kv_len;
     Status status = check_entries({&problem.vertical_idx, "vertical_idx", i, head}, kv_len);
@@ -269,12 +279,12 @@ Status check_line_entries(const cpu::Problem& problem, std::int64_t head) {
   return Status::kOk;
 }
 
-Status check_block_entries(const cpu::Problem& problem, std::int64_t head) {
+Status check_block_entries(const plan::Problem& problem, std::int64_t head) {
   const IndexView& view = problem.block_idx;
   for (std::int64_t i = 0; i < problem.num_sequences(); ++i) {
     const cpu::Sequence sequence = cpu::sequence_at(problem, i);
-    const std::int64_t limit = cpu::num_row_blocks(sequence.kv_len);
-    const std::int64_t rows = cpu::num_row_blocks(sequence.q_len);
+    const std::int64_t limit = plan::num_row_blocks(sequence.kv_len);
+    const std::int64_t rows = plan::num_row_blocks(sequence.q_len);
     for (std::int64_t row = 0; row < rows; ++row) {
       const std::int32_t* const entries =
           view.data + i * view.stride[0] + head * view.stride[1] + row * view.stride[2];
@@ -290,7 +300,7 @@ Status check_block_entries(const cpu::Problem& problem, std::int64_t head) {
   return Status::kOk;
 }
 
-Status check_patterns(const cpu::Problem& problem, Use use) {
+Status check_patterns(const plan::Problem& problem, Use use) {
   bool any_lines = false;
   bool any_blocks = false;
   for (std::int64_t head = 0; head < problem.num_heads_q(); ++head) {
@@ -309,7 +319,8 @@ Status check_patterns(const cpu::Problem& problem, Use use) {
   if (any_blocks && status == Status::kOk) {
     status = check_index(problem.block_idx, "block_idx", 4, problem, use);
   }
-  for (std::int64_t head = 0; use.data && head < problem.num_heads_q(); ++head) {
+  const bool has_entries = use.data && is_readable(problem.args);
+  for (std::int64_t head = 0; has_entries && head < problem.num_heads_q(); ++head) {
     if (status != Status::kOk) break;
     const PatternKind kind = problem.patterns.at(head).kind;
     if (kind == PatternKind::kVerticalSlashIndex) status = check_line_entries(problem, head);
@@ -318,15 +329,15 @@ Status check_patterns(const cpu::Problem& problem, Use use) {
   return status;
 }
 
-Status check_options(const cpu::Problem& problem) {
+Status check_options(const plan::Problem& problem) {
   const int mode = static_cast<int>(problem.mode);
   if (mode < 0 || mode > static_cast<int>(SlashMode::kReference)) {
     return fail(Status::kInvalidArgument, "mode is %d; it must be a value of SlashMode", mode);
   }
-  if (problem.estimate_every < 0 || problem.estimate_every % cpu::kRowBlock != 0) {
+  if (problem.estimate_every < 0 || problem.estimate_every % plan::kRowBlock != 0) {
     return fail(Status::kInvalidArgument,
                 "estimate_every is %" PRId64 "; it must be 0 or a positive multiple of %d",
-                problem.estimate_every, cpu::kRowBlock);
+                problem.estimate_every, plan::kRowBlock);
   }
   const double scale = problem.args.softmax_scale;
   if (scale != 0 && !(scale >= kMinScale && scale <= kMaxScale)) {
@@ -369,39 +380,33 @@ Status check_pattern(const HeadPattern& pattern, std::int64_t head, bool is_list
   return Status::kOk;
 }
 
-Status prepare(const AttentionArgs& args, Use use, cpu::Problem* problem) {
+Status prepare(const AttentionArgs& args, Use use, Call* call) {
+  plan::Problem& problem = call->problem;
   Status status = read_struct(args, "AttentionArgs", MINFERENCE_REQUIRED_SIZE(AttentionArgs, out),
-                              &problem->args);
+                              &problem.args);
   if (status != Status::kOk) return status;
-  AttentionArgs& copy = problem->args;
+  AttentionArgs& copy = problem.args;
   if (copy.device != Device::kCpu && copy.device != Device::kCuda) {
     return fail(Status::kInvalidArgument, "device is %d; it must be a value of Device",
                 static_cast<int>(copy.device));
   }
+  problem.needs_values = use.values;
   status = check_shapes(copy, use);
-  if (status == Status::kOk) status = choose(copy.device, copy.q.dtype, &problem->kernel);
+  if (status == Status::kOk && !call->is_cuda()) status = choose(copy.q.dtype, &call->cpu_kernel);
   if (status == Status::kOk) status = check_sequences(copy);
-  if (status == Status::kOk) status = check_options(*problem);
+  if (status == Status::kOk) status = check_options(problem);
   if (status == Status::kOk) status = check_data(copy, use);
-  if (status == Status::kOk) status = check_patterns(*problem, use);
+  if (status == Status::kOk) status = check_patterns(problem, use);
+  if (status == Status::kOk && call->is_cuda()) {
+    status = use.values ? cuda::supports_attention(problem) : cuda::supports_plan(problem);
+  }
   if (status != Status::kOk) return status;
-  problem->needs_values = use.values;
   const double scale = copy.softmax_scale == 0
-                           ? 1.0 / std::sqrt(static_cast<double>(problem->head_dim()))
+                           ? 1.0 / std::sqrt(static_cast<double>(problem.head_dim()))
                            : copy.softmax_scale;
-  problem->scale_log2 = static_cast<float>(scale * kLog2E);
+  problem.scale_log2 = static_cast<float>(scale * kLog2E);
   if (copy.num_threads == 0) copy.num_threads = cpu::available_threads();
   copy.num_threads = std::min(copy.num_threads, kMaxThreads);
-  return Status::kOk;
-}
-
-Status check_workspace(const cpu::Problem& problem, const void* workspace, std::size_t bytes) {
-  const std::size_t needed = cpu::attention_workspace_bytes(problem);
-  if (bytes < needed) {
-    return fail(Status::kWorkspaceTooSmall, "workspace has %zu bytes; %zu are needed", bytes,
-                needed);
-  }
-  if (workspace == nullptr) return fail(Status::kInvalidArgument, "workspace is null");
   return Status::kOk;
 }
 

@@ -6,15 +6,16 @@
 #include <cstring>
 #include <limits>
 
+#include "core/backend.h"
 #include "core/status.h"
-#include "cpu/api.h"
 #include "minference/types.h"
+#include "plan/format.h"
 
 namespace minference::core {
 
 /// Tokens, and every other extent: positions and offsets of row blocks stay in 32 bits.
 inline constexpr std::int64_t kMaxLength =
-    std::numeric_limits<std::int32_t>::max() - 2 * cpu::kRowBlock;
+    std::numeric_limits<std::int32_t>::max() - 2 * plan::kRowBlock;
 
 /// What of the arguments an op uses, and so has to be valid.
 struct Use {
@@ -43,17 +44,17 @@ Status read_struct(const Args& args, const char* name, std::size_t required_size
 /// the sizes come as head_patterns or as arguments of their own.
 Status check_pattern(const HeadPattern& pattern, std::int64_t head, bool is_listed);
 
-/// Validates `args` and what the op has put into `problem` (patterns, mode, lists), chooses the
-/// kernel and completes the problem.
-Status prepare(const AttentionArgs& args, Use use, cpu::Problem* problem);
+/// Validates `args` and what the op has put into the problem of `call` (patterns, mode, lists),
+/// chooses who computes and completes the problem. Lengths and lists in device memory are not read.
+Status prepare(const AttentionArgs& args, Use use, Call* call);
 
 /// The three functions of an attention op. `make` fills the op's part of a problem; `uses_values`
 /// as in Use.
 template <class Make>
 Status supports(const AttentionArgs& args, const Make& make, bool uses_values = true) {
-  cpu::Problem problem;
-  const Status status = make(&problem);
-  return status == Status::kOk ? prepare(args, {.values = uses_values, .data = false}, &problem)
+  Call call;
+  const Status status = make(&call.problem);
+  return status == Status::kOk ? prepare(args, {.values = uses_values, .data = false}, &call)
                                : status;
 }
 
@@ -61,24 +62,19 @@ template <class Make>
 Status workspace_bytes(const AttentionArgs& args, const Make& make, std::size_t* bytes,
                        bool uses_values = true) {
   if (bytes == nullptr) return fail(Status::kInvalidArgument, "bytes is null");
-  cpu::Problem problem;
-  Status status = make(&problem);
-  if (status == Status::kOk)
-    status = prepare(args, {.values = uses_values, .data = false}, &problem);
-  if (status == Status::kOk) *bytes = cpu::attention_workspace_bytes(problem);
-  return status;
+  Call call;
+  Status status = make(&call.problem);
+  if (status == Status::kOk) status = prepare(args, {.values = uses_values, .data = false}, &call);
+  return status == Status::kOk ? workspace_bytes(call, bytes) : status;
 }
-
-Status check_workspace(const cpu::Problem& problem, const void* workspace, std::size_t bytes);
 
 template <class Make>
 Status run(const AttentionArgs& args, const Make& make, void* workspace, std::size_t bytes) {
-  cpu::Problem problem;
-  Status status = make(&problem);
-  if (status == Status::kOk) status = prepare(args, {.values = true, .data = true}, &problem);
-  if (status == Status::kOk) status = check_workspace(problem, workspace, bytes);
-  if (status == Status::kOk) cpu::attention(problem, workspace);
-  return status;
+  Call call;
+  Status status = make(&call.problem);
+  if (status == Status::kOk) status = prepare(args, {.values = true, .data = true}, &call);
+  if (status == Status::kOk) status = check_workspace(call, workspace, bytes);
+  return status == Status::kOk ? attention(call, workspace) : status;
 }
 
 }  // namespace minference::core

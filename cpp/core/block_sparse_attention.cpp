@@ -9,7 +9,7 @@ namespace {
 constexpr std::size_t kRequiredSize = MINFERENCE_REQUIRED_SIZE(BlockSparseParams, top_k);
 
 auto maker(const BlockSparseParams& params) {
-  return [&params](cpu::Problem* problem) {
+  return [&params](plan::Problem* problem) {
     BlockSparseParams copy;
     const Status status = read_struct(params, "BlockSparseParams", kRequiredSize, &copy);
     // A list without entries may have no memory either: its shape tells it from an absent one.

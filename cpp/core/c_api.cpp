@@ -175,6 +175,8 @@ MinferenceStatus minference_cpu_kernel_for(MinferenceDType dtype, const char** n
 
 int32_t minference_has_cuda() { return minference::has_cuda() ? 1 : 0; }
 
+const char* minference_cuda_architectures() { return minference::cuda_architectures(); }
+
 MinferenceStatus minference_sparse_attention_supports(
     const MinferenceAttentionArgs* args, const MinferenceSparseAttentionParams* params) {
   return minference::call(minference::sparse_attention_supports, args, params);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/status.h"
+#include "cuda/api.h"
 #include "minference/build_info.h"
 
 namespace minference {
@@ -44,11 +45,7 @@ Status choose_kernel_set(const cpu::KernelSet** set) {
               names);
 }
 
-Status choose(Device device, DType dtype, const cpu::AttentionKernel** kernel) {
-  if (device == Device::kCuda) {
-    return fail(Status::kUnsupported,
-                "device is CUDA; this build of minference has no CUDA kernels");
-  }
+Status choose(DType dtype, const cpu::AttentionKernel** kernel) {
   const cpu::KernelSet* set = nullptr;
   const Status status = choose_kernel_set(&set);
   if (status == Status::kOk) *kernel = set->kernels[static_cast<int>(dtype)];
@@ -86,6 +83,8 @@ Status cpu_kernel_for(DType dtype, const char** name) {
   return status;
 }
 
-bool has_cuda() { return false; }
+bool has_cuda() { return cuda::is_built(); }
+
+const char* cuda_architectures() { return cuda::architectures(); }
 
 }  // namespace minference

@@ -1,4 +1,4 @@
-// Which kernel runs a call: the one place that decides.
+// Which CPU kernel runs a call: the one place that decides.
 #pragma once
 
 #include "cpu/api.h"
@@ -9,7 +9,7 @@ namespace minference::core {
 /// The best CPU kernel set of this machine, or the one that MINFERENCE_CPU_KERNEL names.
 Status choose_kernel_set(const cpu::KernelSet** set);
 
-/// The kernel for `dtype` on `device`.
-Status choose(Device device, DType dtype, const cpu::AttentionKernel** kernel);
+/// The CPU kernel for `dtype`.
+Status choose(DType dtype, const cpu::AttentionKernel** kernel);
 
 }  // namespace minference::core

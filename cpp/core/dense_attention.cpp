@@ -5,7 +5,7 @@
 namespace minference {
 namespace {
 
-Status make_dense(cpu::Problem* problem) {
+Status make_dense(plan::Problem* problem) {
   problem->patterns.uniform.kind = PatternKind::kDense;
   return Status::kOk;
 }

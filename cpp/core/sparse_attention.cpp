@@ -3,6 +3,7 @@
 #include <cinttypes>
 
 #include "core/attention_problem.h"
+#include "plan/cost.h"
 
 namespace minference {
 namespace core {
@@ -12,7 +13,7 @@ constexpr std::size_t kRequiredSize =
     MINFERENCE_REQUIRED_SIZE(SparseAttentionParams, head_patterns);
 
 auto maker(const SparseAttentionParams& params) {
-  return [&params](cpu::Problem* problem) {
+  return [&params](plan::Problem* problem) {
     SparseAttentionParams copy;
     const Status status = read_struct(params, "SparseAttentionParams", kRequiredSize, &copy);
     if (status != Status::kOk) return status;
@@ -58,16 +59,14 @@ Status plan_stats_workspace_bytes(const AttentionArgs& args, const SparseAttenti
 
 Status plan_stats(const AttentionArgs& args, const SparseAttentionParams& params, PlanStats* stats,
                   void* workspace, std::size_t bytes) {
-  cpu::Problem problem;
-  Status status = core::maker(params)(&problem);
-  if (status == Status::kOk)
-    status = core::prepare(args, {.values = false, .data = true}, &problem);
-  if (status == Status::kOk && stats == nullptr && problem.num_sequences() > 0) {
+  core::Call call;
+  Status status = core::maker(params)(&call.problem);
+  if (status == Status::kOk) status = core::prepare(args, {.values = false, .data = true}, &call);
+  if (status == Status::kOk && stats == nullptr && call.problem.num_sequences() > 0) {
     status = core::fail(Status::kInvalidArgument, "stats is null");
   }
-  if (status == Status::kOk) status = core::check_workspace(problem, workspace, bytes);
-  if (status == Status::kOk) cpu::plan_stats(problem, stats, workspace);
-  return status;
+  if (status == Status::kOk) status = core::check_workspace(call, workspace, bytes);
+  return status == Status::kOk ? core::plan_stats(call, stats, workspace) : status;
 }
 
 Status predict(const HeadPattern& pattern, std::int64_t q_len, std::int64_t kv_len,
@@ -85,10 +84,10 @@ Status predict(const HeadPattern& pattern, std::int64_t q_len, std::int64_t kv_l
                       "; 0 <= q_len <= kv_len <= %" PRId64 " must hold",
                       q_len, kv_len, core::kMaxLength);
   }
-  const cpu::Costs costs = cpu::predict(pattern, q_len, kv_len);
+  const plan::Costs costs = plan::predict(pattern, q_len, kv_len);
   prediction->is_dense = costs.is_dense() ? 1 : 0;
-  prediction->cost_dense = costs.dense;
-  prediction->cost_sparse = costs.sparse;
+  prediction->cost_dense = static_cast<double>(costs.dense) / plan::kDensePieceCost;
+  prediction->cost_sparse = static_cast<double>(costs.sparse) / plan::kDensePieceCost;
   return Status::kOk;
 }
 

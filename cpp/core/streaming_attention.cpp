@@ -7,7 +7,7 @@ namespace core {
 namespace {
 
 auto maker(const AShapeParams& params) {
-  return [&params](cpu::Problem* problem) {
+  return [&params](plan::Problem* problem) {
     AShapeParams copy;
     const Status status =
         read_struct(params, "AShapeParams", MINFERENCE_REQUIRED_SIZE(AShapeParams, window), &copy);
@@ -17,7 +17,7 @@ auto maker(const AShapeParams& params) {
 }
 
 auto maker(const TriShapeParams& params) {
-  return [&params](cpu::Problem* problem) {
+  return [&params](plan::Problem* problem) {
     TriShapeParams copy;
     const Status status = read_struct(params, "TriShapeParams",
                                       MINFERENCE_REQUIRED_SIZE(TriShapeParams, last), &copy);

@@ -7,7 +7,7 @@ namespace core {
 namespace {
 
 auto maker(const VsAttentionParams& params) {
-  return [&params](cpu::Problem* problem) {
+  return [&params](plan::Problem* problem) {
     VsAttentionParams copy;
     const Status status =
         read_struct(params, "VsAttentionParams",
@@ -28,7 +28,7 @@ auto maker(const VsAttentionParams& params) {
 }
 
 auto maker(const VsAttentionWithIndexParams& params) {
-  return [&params](cpu::Problem* problem) {
+  return [&params](plan::Problem* problem) {
     VsAttentionWithIndexParams copy;
     const Status status =
         read_struct(params, "VsAttentionWithIndexParams",

@@ -98,11 +98,11 @@ Status check_lengths(const ConvertVsIndexParams& params) {
   if (!params.kv_seqlens) return fail(Status::kInvalidArgument, "kv_seqlens is null");
   for (std::int64_t b = 0; b < batch; ++b) {
     const std::int64_t q_len = params.q_seqlens[b], kv_len = params.kv_seqlens[b];
-    if (q_len < 0 || q_len > params.num_row_blocks * cpu::kRowBlock) {
+    if (q_len < 0 || q_len > params.num_row_blocks * plan::kRowBlock) {
       return fail(Status::kInvalidArgument,
                   "q_seqlens[%" PRId64 "] is %" PRId64 "; num_row_blocks %" PRId64
                   " allows 0 to %" PRId64,
-                  b, q_len, params.num_row_blocks, params.num_row_blocks * cpu::kRowBlock);
+                  b, q_len, params.num_row_blocks, params.num_row_blocks * plan::kRowBlock);
     }
     if (kv_len < 0) {
       return fail(Status::kInvalidArgument, "kv_seqlens[%" PRId64 "] is %" PRId64, b, kv_len);
@@ -149,7 +149,7 @@ void convert_head(const ConvertVsIndexParams& params, cpu::RowListInput input,
     cpu::RowTiles lists;
     if (slash_count != 0) lists.tiles = params.block_offset + row * slash_count;
     if (vertical_count != 0) lists.columns = params.column_index + row * vertical_count;
-    input.row_begin = n * cpu::kRowBlock;
+    input.row_begin = n * plan::kRowBlock;
     if (input.row_begin < input.q_len) cpu::reference_row_lists(input, &lists);
     std::fill_n(lists.tiles + lists.num_tiles, slash_count - lists.num_tiles, 0);
     std::fill_n(lists.columns + lists.num_columns, vertical_count - lists.num_columns, 0);

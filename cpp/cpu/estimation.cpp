@@ -5,6 +5,7 @@
 
 #include "cpu/layer_run.h"
 #include "cpu/select.h"
+#include "plan/cost.h"
 
 namespace minference::cpu {
 EstimateTask LayerRun::estimate_task(const HeadTask& task, std::int64_t segment,
@@ -55,7 +56,7 @@ void LayerRun::for_each_segment(const Step& step) {
 
 void LayerRun::estimate_scores() {
   for_each_segment([&](const HeadTask& task, std::int64_t segment, std::int64_t worker) {
-    problem_.kernel->row_stats(estimate_task(task, segment, worker_scratch_[worker].kernel));
+    kernel_.row_stats(estimate_task(task, segment, worker_scratch_[worker].kernel));
   });
   parallel_for(workers_, group_size_ * problem_.heads_per_kv(),
                [&](std::int64_t index, std::int64_t) {
@@ -67,7 +68,7 @@ void LayerRun::estimate_scores() {
     estimate.row_max =
         task.head->row_stats + num_key_segments(task.unit->chunk_kv_len) * kStatsSlot;
     estimate.row_sum = estimate.row_max + kRowBlock;
-    problem_.kernel->line_sums(estimate);
+    kernel_.line_sums(estimate);
   });
 }
 
@@ -127,11 +128,12 @@ void LayerRun::choose_lines(const HeadTask& task) {
   }
   merge_slash_scores(unit, task.head);
   const HeadPattern pattern = problem_.patterns.at(task.head_q);
-  const std::int64_t verticals = num_estimated_vertical(pattern.size[0], unit.chunk_kv_len);
-  const std::int64_t slashes = num_estimated_slash(pattern.size[1], unit.chunk_kv_len);
-  select_top_k(task.head->column_scores, unit.chunk_kv_len, verticals, kForcedVertical,
+  const std::int64_t verticals = plan::num_estimated_vertical(pattern.size[0], unit.chunk_kv_len);
+  const std::int64_t slashes = plan::num_estimated_slash(pattern.size[1], unit.chunk_kv_len);
+  select_top_k(task.head->column_scores, unit.chunk_kv_len, verticals, plan::kForcedVertical,
                plan.verticals);
-  select_top_k(task.head->slash_scores, unit.chunk_kv_len, slashes, kForcedSlash, plan.slashes);
+  select_top_k(task.head->slash_scores, unit.chunk_kv_len, slashes, plan::kForcedSlash,
+               plan.slashes);
   plan.num_vertical = static_cast<std::int32_t>(verticals);
   plan.num_slash = static_cast<std::int32_t>(slashes);
 }
@@ -158,7 +160,7 @@ void LayerRun::build_plans() {
     plan.num_vertical = plan.num_slash = plan.num_chunks = 0;
     const std::int64_t q_len = unit.row_end - unit.row_begin;
     if (pattern.kind == PatternKind::kVerticalSlash && may_fall_back &&
-        predict(pattern, q_len, unit.chunk_kv_len).is_dense()) {
+        plan::predict(pattern, q_len, unit.chunk_kv_len).is_dense()) {
       plan.kind = PatternKind::kDense;
     }
     task.head->needs_estimate = plan.kind == PatternKind::kVerticalSlash && q_len > 0;
@@ -179,8 +181,8 @@ void LayerRun::build_plans() {
     build_vs_plan(unit.sequence.kv_len, &plan);
     const std::int64_t q_len = unit.row_end - unit.row_begin;
     if (may_fall_back && plan.kind == PatternKind::kVerticalSlash &&
-        kPlanPieceCost * vs_pieces(plan, q_len, unit.chunk_kv_len) >=
-            dense_pieces(q_len, unit.chunk_kv_len)) {
+        plan::plan_costs_dense(vs_pieces(plan, q_len, unit.chunk_kv_len), q_len,
+                               unit.chunk_kv_len)) {
       plan.kind = PatternKind::kDense;
     }
   });

@@ -11,12 +11,15 @@
 #include <cstdint>
 
 #include "minference/types.h"
+#include "plan/format.h"
 
 namespace minference::cpu {
 
-inline constexpr int kMaxTasks = 4;        // row blocks that a worker attends in turns
-inline constexpr int kRowBlock = 64;       // query rows of a task
-inline constexpr int kChunk = 32;          // keys of a chunk
+inline constexpr int kMaxTasks = 4;  // row blocks that a worker attends in turns
+using plan::kChunk;                  // keys of a chunk
+using plan::kRowBlock;               // query rows of a task
+using plan::num_row_blocks;
+
 inline constexpr int kMaxStageChunks = 8;  // chunks whose softmax is taken together
 inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kPackSegment = 256;  // keys of a segment of transposed values
@@ -112,9 +115,6 @@ struct AttentionKernel {
   /// dot[n] = a . b[n], rows of b head_dim apart
   void (*dot_rows)(const float* a, const float* b, std::int64_t num_rows, int head_dim, float* dot);
 };
-
-/// Blocks of 64 query rows or keys.
-inline std::int64_t num_row_blocks(std::int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 inline int padded_head_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 

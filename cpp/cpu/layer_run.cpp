@@ -26,8 +26,9 @@ void* Arena::take_bytes(std::size_t bytes) {
   return piece;
 }
 
-LayerRun::LayerRun(const Problem& problem, void* workspace)
+LayerRun::LayerRun(const Problem& problem, const AttentionKernel& kernel, void* workspace)
     : problem_(problem),
+      kernel_(kernel),
       workers_{std::max<std::int64_t>(1, problem.args.num_threads), problem.args.parallel_for},
       element_bytes_(problem.args.q.dtype == DType::kFloat32 ? 4 : 2) {
   measure();
@@ -49,8 +50,8 @@ void LayerRun::measure() {
       case PatternKind::kVerticalSlash:
         has_estimates_ = has_lines_ = true;
         max_vertical_ =
-            std::max(max_vertical_, num_estimated_vertical(pattern.size[0], max_kv_len_));
-        max_slash_ = std::max(max_slash_, num_estimated_slash(pattern.size[1], max_kv_len_));
+            std::max(max_vertical_, plan::num_estimated_vertical(pattern.size[0], max_kv_len_));
+        max_slash_ = std::max(max_slash_, plan::num_estimated_slash(pattern.size[1], max_kv_len_));
         break;
       case PatternKind::kVerticalSlashIndex:
         has_lines_ = true;
@@ -81,7 +82,7 @@ void LayerRun::take_memory(Arena* arena) {
   worker_scratch_ = arena->take<WorkerScratch>(workers_.count);
   for (std::int64_t i = 0; i < workers_.count; ++i) {
     WorkerScratch scratch;
-    scratch.kernel = arena->take_bytes(problem_.kernel->scratch_bytes(head_dim));
+    scratch.kernel = arena->take_bytes(kernel_.scratch_bytes(head_dim));
     scratch.tiles = arena->take<std::int32_t>(max_tiles_);
     scratch.columns =
         arena->take<std::int32_t>(problem_.mode == SlashMode::kReference ? max_vertical_ : 0);
@@ -103,7 +104,7 @@ void LayerRun::take_memory(Arena* arena) {
 
 void LayerRun::take_unit(Arena* arena, Unit* unit) {
   const int head_dim = problem_.head_dim();
-  if (problem_.needs_values && problem_.kernel->needs_packed_v) {
+  if (problem_.needs_values && kernel_.needs_packed_v) {
     unit->packed_v =
         static_cast<std::uint16_t*>(arena->take_bytes(packed_v_bytes(max_kv_len_, head_dim)));
     unit->has_nonfinite = arena->take<std::uint8_t>(max_kv_len_ / kChunk + 1);
@@ -122,7 +123,7 @@ void LayerRun::take_head(Arena* arena, Head* head) {
   const int head_dim = problem_.head_dim();
   head->plan.verticals = arena->take<std::int32_t>(max_vertical_);
   head->plan.slashes = arena->take<std::int32_t>(max_slash_);
-  head->plan.chunks = arena->take<PlanChunk>(max_plan_chunks(max_slash_, max_kv_len_));
+  head->plan.chunks = arena->take<PlanChunk>(plan::max_plan_chunks(max_slash_, max_kv_len_));
   head->plan.covered.words = arena->take<std::uint64_t>(num_words(max_kv_len_ + kRowBlock + 1));
   if (problem_.mode == SlashMode::kExact) {
     head->plan.offsets.words = arena->take<std::uint64_t>(num_words(max_kv_len_ + 2 * kRowBlock));
@@ -132,7 +133,7 @@ void LayerRun::take_head(Arena* arena, Head* head) {
     const std::int64_t rows = std::min(max_vertical_, max_kv_len_);
     const std::size_t row_bytes = element_bytes_ * head_dim;
     head->gathered_k = arena->take_bytes(rows * row_bytes);
-    if (problem_.kernel->needs_packed_v) {
+    if (kernel_.needs_packed_v) {
       head->gathered_packed_v =
           static_cast<std::uint16_t*>(arena->take_bytes(packed_v_bytes(rows, head_dim)));
       head->gathered_nonfinite = arena->take<std::uint8_t>(rows / kChunk + 1);
@@ -282,25 +283,22 @@ void LayerRun::estimate(const EstimatedLines& lines) {
   });
 }
 
-std::size_t attention_workspace_bytes(const Problem& problem) {
-  return LayerRun(problem, nullptr).workspace_bytes();
+std::size_t attention_workspace_bytes(const Problem& problem, const AttentionKernel& kernel) {
+  return LayerRun(problem, kernel, nullptr).workspace_bytes();
 }
 
-void attention(const Problem& problem, void* workspace) {
-  LayerRun(problem, workspace).attention();
+void attention(const Problem& problem, const AttentionKernel& kernel, void* workspace) {
+  LayerRun(problem, kernel, workspace).attention();
 }
 
-void plan_stats(const Problem& problem, PlanStats* stats, void* workspace) {
-  LayerRun(problem, workspace).plan_stats(stats);
+void plan_stats(const Problem& problem, const AttentionKernel& kernel, PlanStats* stats,
+                void* workspace) {
+  LayerRun(problem, kernel, workspace).plan_stats(stats);
 }
 
-void estimate(const Problem& problem, const EstimatedLines& lines, void* workspace) {
-  LayerRun(problem, workspace).estimate(lines);
-}
-
-Costs predict(const HeadPattern& pattern, std::int64_t q_len, std::int64_t kv_len) {
-  return {static_cast<double>(dense_pieces(q_len, kv_len)),
-          predicted_pieces(pattern, q_len, kv_len)};
+void estimate(const Problem& problem, const AttentionKernel& kernel, const EstimatedLines& lines,
+              void* workspace) {
+  LayerRun(problem, kernel, workspace).estimate(lines);
 }
 
 Sequence sequence_at(const Problem& problem, std::int64_t index) {
@@ -313,14 +311,6 @@ Sequence sequence_at(const Problem& problem, std::int64_t index) {
   const std::int64_t q_begin =
       std::max<std::int64_t>(0, first - (problem.seq_kv() - problem.seq_q()));
   return {index, q_begin, problem.seq_q() - q_begin, first, problem.seq_kv() - first};
-}
-
-std::int64_t num_estimated_vertical(std::int64_t vertical_size, std::int64_t kv_len) {
-  return std::min(kv_len, std::max(vertical_size, kMinVertical));
-}
-
-std::int64_t num_estimated_slash(std::int64_t slash_size, std::int64_t kv_len) {
-  return std::min(kv_len, std::max(slash_size, kMinSlash));
 }
 
 }  // namespace minference::cpu

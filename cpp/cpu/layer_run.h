@@ -43,7 +43,7 @@ class Arena {
 
 class LayerRun {
  public:
-  LayerRun(const Problem& problem, void* workspace);
+  LayerRun(const Problem& problem, const AttentionKernel& kernel, void* workspace);
 
   std::size_t workspace_bytes() const { return workspace_bytes_; }
   void attention();
@@ -132,6 +132,7 @@ class LayerRun {
                      std::int64_t row) const;
 
   const Problem& problem_;
+  const AttentionKernel& kernel_;
   Workers workers_;
   std::size_t element_bytes_;
   std::size_t workspace_bytes_ = 0;

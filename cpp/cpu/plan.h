@@ -1,11 +1,4 @@
-// The plan of one head: which keys each row block meets, in a form that does not grow with the
-// number of row blocks.
-//
-// A slash line is a fixed distance from the diagonal. With e the key position just past a row block
-// (row_begin + 64 + kv_len - q_len) and t = e - key, line s covers t in [s + 1, s + 64] for EVERY
-// row block. So one list of chunks, sorted by t, serves them all: a row block takes the prefix with
-// t <= e. Keys with t < 64 lie on the diagonal and need the causal mask; row i of the block attends
-// key t iff i >= 64 - t.
+// The plan of one head as the CPU keeps it; its format: plan/format.h.
 #pragma once
 
 #include <cstddef>
@@ -13,14 +6,11 @@
 
 #include "cpu/kernels.h"
 #include "minference/sparse_attention.h"
+#include "plan/format.h"
 
 namespace minference::cpu {
 
-/// 32 columns at keys [e - rel, e - rel + 32); bit c of `valid`: column c belongs to the cover.
-struct PlanChunk {
-  std::int32_t rel;
-  std::uint32_t valid;
-};
+using plan::PlanChunk;
 
 /// Set bits by position, 64 to a word.
 struct BitSet {
@@ -53,22 +43,11 @@ struct HeadPlan {
   std::int32_t num_chunks;
 };
 
-/// Chunks that a plan of `num_slash` lines can need.
-std::int64_t max_plan_chunks(std::int64_t num_slash, std::int64_t kv_len);
-
 /// Fills chunks and bit sets of a vertical-slash plan from its lines. The bit sets' memory is
 /// cleared here: covered of kv_len + 65, offsets of kv_len + 128, is_vertical of kv_len bits.
 void build_vs_plan(std::int64_t kv_len, HeadPlan* plan);
 
 /// What attention with a plan costs, in 64 x 32 pieces.
-std::int64_t dense_pieces(std::int64_t q_len, std::int64_t kv_len);
 std::int64_t vs_pieces(const HeadPlan& plan, std::int64_t q_len, std::int64_t kv_len);
-
-/// Time of a piece of a plan over that of a dense one, with gathered columns, masks and unaligned
-/// chunks: 1.0 to 1.1 in float32, 1.1 to 1.3 in bfloat16 on AMX, where it was measured.
-constexpr double kPlanPieceCost = 1.15;
-
-/// The cost of a pattern before any data is seen: lines that cluster well, plus the estimation.
-double predicted_pieces(const HeadPattern& pattern, std::int64_t q_len, std::int64_t kv_len);
 
 }  // namespace minference::cpu

@@ -22,7 +22,7 @@ bool has_lines(const HeadPlan& plan) {
 }  // namespace
 
 void LayerRun::pack_values() {
-  if (!problem_.kernel->needs_packed_v) return;
+  if (!kernel_.needs_packed_v) return;
   const std::int64_t tasks_per_unit =
       (num_pack_segments(group_max_kv_) + kSegmentsPerTask - 1) / kSegmentsPerTask;
   parallel_for(workers_, group_size_ * tasks_per_unit, [&](std::int64_t index, std::int64_t) {
@@ -30,15 +30,15 @@ void LayerRun::pack_values() {
     const std::int64_t segments = num_pack_segments(unit.sequence.kv_len);
     const std::int64_t begin = std::min(segments, index % tasks_per_unit * kSegmentsPerTask);
     const KeySource keys = sequence_keys(unit);
-    problem_.kernel->pack_v({.v = keys.v,
-                             .v_stride = keys.v_stride,
-                             .rows = nullptr,
-                             .num_keys = keys.num_keys,
-                             .segment_begin = begin,
-                             .segment_end = std::min(segments, begin + kSegmentsPerTask),
-                             .head_dim = problem_.head_dim(),
-                             .packed_v = unit.packed_v,
-                             .has_nonfinite = unit.has_nonfinite});
+    kernel_.pack_v({.v = keys.v,
+                    .v_stride = keys.v_stride,
+                    .rows = nullptr,
+                    .num_keys = keys.num_keys,
+                    .segment_begin = begin,
+                    .segment_end = std::min(segments, begin + kSegmentsPerTask),
+                    .head_dim = problem_.head_dim(),
+                    .packed_v = unit.packed_v,
+                    .has_nonfinite = unit.has_nonfinite});
   });
 }
 
@@ -55,10 +55,9 @@ void LayerRun::pool_keys() {
       const std::int64_t key = block * kRowBlock;
       const char* const rows = static_cast<const char*>(keys.k) +
                                key * keys.k_stride * static_cast<std::int64_t>(element_bytes_);
-      problem_.kernel->mean_rows(
-          rows, keys.k_stride,
-          static_cast<int>(std::min<std::int64_t>(kRowBlock, keys.num_keys - key)),
-          problem_.head_dim(), unit.pooled_k + block * problem_.head_dim());
+      kernel_.mean_rows(rows, keys.k_stride,
+                        static_cast<int>(std::min<std::int64_t>(kRowBlock, keys.num_keys - key)),
+                        problem_.head_dim(), unit.pooled_k + block * problem_.head_dim());
     }
   });
 }
@@ -85,19 +84,19 @@ void LayerRun::gather(const HeadTask& task) {
     }
   };
   copy_rows(keys.k, keys.k_stride, head.gathered_k);
-  if (!problem_.kernel->needs_packed_v) {
+  if (!kernel_.needs_packed_v) {
     copy_rows(keys.v, keys.v_stride, head.gathered_v);
     return;
   }
-  problem_.kernel->pack_v({.v = keys.v,
-                           .v_stride = keys.v_stride,
-                           .rows = head.plan.verticals,
-                           .num_keys = head.plan.num_vertical,
-                           .segment_begin = 0,
-                           .segment_end = num_pack_segments(head.plan.num_vertical),
-                           .head_dim = problem_.head_dim(),
-                           .packed_v = head.gathered_packed_v,
-                           .has_nonfinite = head.gathered_nonfinite});
+  kernel_.pack_v({.v = keys.v,
+                  .v_stride = keys.v_stride,
+                  .rows = head.plan.verticals,
+                  .num_keys = head.plan.num_vertical,
+                  .segment_begin = 0,
+                  .segment_end = num_pack_segments(head.plan.num_vertical),
+                  .head_dim = problem_.head_dim(),
+                  .packed_v = head.gathered_packed_v,
+                  .has_nonfinite = head.gathered_nonfinite});
 }
 
 RowLists LayerRun::row_lists(const HeadTask& task, std::int64_t row_block,
@@ -123,10 +122,9 @@ RowLists LayerRun::row_lists(const HeadTask& task, std::int64_t row_block,
     const int rows =
         static_cast<int>(std::min<std::int64_t>(kRowBlock, sequence.q_len - row_begin));
     const TensorView& q = problem_.args.q;
-    problem_.kernel->mean_rows(row_of(q, sequence.batch, task.head_q, sequence.q_begin + row_begin),
-                               q.stride[2], rows, problem_.head_dim(), mean_q);
-    problem_.kernel->dot_rows(mean_q, unit.pooled_k, num_blocks, problem_.head_dim(),
-                              scratch.block_scores);
+    kernel_.mean_rows(row_of(q, sequence.batch, task.head_q, sequence.q_begin + row_begin),
+                      q.stride[2], rows, problem_.head_dim(), mean_q);
+    kernel_.dot_rows(mean_q, unit.pooled_k, num_blocks, problem_.head_dim(), scratch.block_scores);
     lists.num_tiles = static_cast<std::int32_t>(std::min(plan.size[0], num_blocks));
     select_top_k(scratch.block_scores, num_blocks, lists.num_tiles, 0, lists.tiles);
   } else if (has_lines(plan) && plan.mode == SlashMode::kReference) {
@@ -203,7 +201,7 @@ void LayerRun::attend_row_blocks(const HeadTask& task, std::int64_t block_begin,
       tasks[count].next_stage = ChunkCursor::next_stage;
       tasks[count].cursor = &*cursors[count];
     }
-    problem_.kernel->attend(tasks, count, scratch.kernel);
+    kernel_.attend(tasks, count, scratch.kernel);
   }
 }
 

@@ -21,5 +21,8 @@ MINFERENCE_API Status cpu_kernel_for(DType dtype, const char** name);
 
 /// Whether this build holds CUDA kernels.
 MINFERENCE_API bool has_cuda();
+/// What they were compiled for, as CMAKE_CUDA_ARCHITECTURES has it, e.g. "80;90a"; empty without
+/// CUDA kernels. Never null.
+MINFERENCE_API const char* cuda_architectures();
 
 }  // namespace minference

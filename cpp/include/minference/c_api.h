@@ -88,7 +88,7 @@ typedef struct MinferenceAttentionArgs {
   const int32_t* cu_seqlens_kv;        ///< [num_sequences + 1], given together with cu_seqlens_q
   int64_t num_sequences;               ///< with cu_seqlens_*: how many
   double softmax_scale;                ///< 0: 1 / sqrt(head_dim)
-  void* stream;                        ///< CUDA stream; ignored on the CPU
+  void* stream;                        ///< cudaStream_t of q's device; ignored on the CPU
   int32_t num_threads;                 ///< workers, at most 1024; 0: all cores
   MinferenceParallelFor parallel_for;  ///< run NULL: the library's own threads
 } MinferenceAttentionArgs;
@@ -122,6 +122,8 @@ MINFERENCE_API MinferenceStatus minference_cpu_kernel_info(int32_t index, const 
 MINFERENCE_API MinferenceStatus minference_cpu_kernel_for(MinferenceDType dtype, const char** name);
 /// 1 if this build holds CUDA kernels, else 0.
 MINFERENCE_API int32_t minference_has_cuda(void);
+/// What they were compiled for, e.g. "80;90a"; "" without CUDA kernels. Never NULL.
+MINFERENCE_API const char* minference_cuda_architectures(void);
 
 // ---- sparse_attention.h -------------------------------------------------------------------------
 

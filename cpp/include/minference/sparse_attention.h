@@ -73,7 +73,8 @@ struct SparseAttentionParams {
 MINFERENCE_API Status sparse_attention_supports(const AttentionArgs& args,
                                                 const SparseAttentionParams& params);
 /// Bytes of workspace run() needs for these arguments and the kernel that is chosen for them. Reads
-/// cu_seqlens_*, first_valid_key and the patterns; data of tensors and index lists may be null.
+/// the patterns, on the CPU also cu_seqlens_* and first_valid_key; data of tensors and index lists
+/// may be null. With device CUDA it needs a device: the current one where q and k are null.
 MINFERENCE_API Status sparse_attention_workspace_bytes(const AttentionArgs& args,
                                                        const SparseAttentionParams& params,
                                                        std::size_t* bytes);
@@ -96,9 +97,9 @@ struct PlanStats {
   std::int64_t estimation_bytes;  ///< scratch of the estimation (scores per key and offset)
 };
 
-/// Estimates and plans without attending: `v`, `out` and `lse` of `args` are not used. `stats` is
-/// [num_sequences or batch, num_heads_q]; with estimate_every pairs are summed over the chunks of
-/// queries, the rest is that of the last chunk.
+/// Estimates and plans without attending: `v`, `out` and `lse` of `args` are not used. `stats`, on
+/// the op's device, is [num_sequences or batch, num_heads_q]; with estimate_every pairs are summed
+/// over the chunks of queries, the rest is that of the last chunk.
 MINFERENCE_API Status plan_stats_supports(const AttentionArgs& args,
                                           const SparseAttentionParams& params);
 MINFERENCE_API Status plan_stats_workspace_bytes(const AttentionArgs& args,

@@ -81,6 +81,12 @@ struct ParallelFor {
 /// num_heads_q. Every sequence has q_len <= kv_len. Query rows before the first valid key are rows
 /// without keys. A NaN or infinity in a key or value reaches only rows that attend that key.
 /// Anything else is kInvalidArgument, and nothing is written.
+///
+/// With device CUDA all memory but head_patterns and per-head sizes is memory of one GPU, that of
+/// q, which is made current during the call. Calls enqueue on `stream`, can be captured in a CUDA
+/// graph, and never read device memory: list entries out of range are ignored, and lengths that
+/// break the rules above give undefined results, but nothing outside of the tensors is read or
+/// written.
 struct AttentionArgs {
   std::uint32_t struct_size = sizeof(AttentionArgs);
   Device device = Device::kCpu;
@@ -99,7 +105,7 @@ struct AttentionArgs {
   const std::int32_t* cu_seqlens_kv = nullptr;
   std::int64_t num_sequences = 0;  ///< with cu_seqlens_*: how many
   double softmax_scale = 0;        ///< in [2^-100, 2^100]; 0: 1 / sqrt(head_dim)
-  void* stream = nullptr;          ///< CUDA stream; ignored on the CPU
+  void* stream = nullptr;          ///< cudaStream_t of q's device; ignored on the CPU
   std::int32_t num_threads = 0;    ///< CPU: workers to use, at most 1024; 0: all cores
   ParallelFor parallel_for;        ///< CPU: run == null: the library's own OpenMP threads
 };

@@ -18,7 +18,7 @@ struct VsIndexParams {
   std::int32_t* vertical_idx = nullptr;
   /// [sequences, num_heads_q, slash_count] contiguous; ascending, then -1
   std::int32_t* slash_idx = nullptr;
-  /// >= min(kv_len, max(vertical_size, 30)) of every head and sequence
+  /// >= min(kv_len, max(vertical_size, 30)) of every head and sequence (CUDA: seq_kv for kv_len)
   std::int64_t vertical_count = 0;
   std::int64_t slash_count = 0;  ///< >= min(kv_len, max(slash_size, 50))
   /// may be null; [sequences, num_heads_q, seq_kv] contiguous: column sums before forcing, 0 past

@@ -1,0 +1,7 @@
+#include "any/estimate.cuh"
+
+namespace minference::cuda {
+
+template cudaError_t launch_estimate<true, 256>(EstimatePass, const EstimateParams&, cudaStream_t);
+
+}  // namespace minference::cuda

@@ -1,0 +1,7 @@
+#include "any/estimate.cuh"
+
+namespace minference::cuda {
+
+template cudaError_t launch_estimate<false, 256>(EstimatePass, const EstimateParams&, cudaStream_t);
+
+}  // namespace minference::cuda

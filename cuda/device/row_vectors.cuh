@@ -1,0 +1,43 @@
+// Rows of fp16 or bf16 tensors in vectors of 8 elements. Callers may hand over any strides, odd
+// ones too, so a kernel that reads rows comes in two versions: 16-byte loads where every row is
+// aligned, 2-byte loads elsewhere.
+#pragma once
+
+#include "params.h"
+
+namespace minference::cuda {
+
+inline constexpr int kVector = 8;  // elements; head_dim is a multiple
+
+/// Whether every row of the tensor begins at a multiple of 16 bytes. Strides of axes of length 1
+/// may be anything and do not matter.
+inline bool has_vector_rows(const Tensor& tensor, const Sequences& sequences, std::int32_t heads,
+                            std::int32_t tokens) {
+  const bool has_batch = sequences.cu_seqlens_q == nullptr && sequences.count > 1;
+  return reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 &&
+         (!has_batch || tensor.stride_batch % kVector == 0) &&
+         (heads == 1 || tensor.stride_head % kVector == 0) &&
+         (tokens == 1 || tensor.stride_token % kVector == 0);
+}
+
+/// First element of the row; all 16-bit types alike.
+__device__ inline const std::uint16_t* row_of(const Tensor& tensor, std::int32_t batch,
+                                              std::int32_t head, std::int32_t token) {
+  return static_cast<const std::uint16_t*>(tensor.data) + batch * tensor.stride_batch +
+         head * tensor.stride_head + token * tensor.stride_token;
+}
+
+template <bool kIsAligned>
+__device__ inline uint4 load_vector(const std::uint16_t* from) {
+  if constexpr (kIsAligned) {
+    return __ldg(reinterpret_cast<const uint4*>(from));
+  } else {
+    std::uint32_t words[4];
+    for (int i = 0; i < 4; ++i) {
+      words[i] = __ldg(from + 2 * i) | static_cast<std::uint32_t>(__ldg(from + 2 * i + 1)) << 16;
+    }
+    return {words[0], words[1], words[2], words[3]};
+  }
+}
+
+}  // namespace minference::cuda

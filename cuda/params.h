@@ -1,0 +1,214 @@
+// What kernels get: plain structs of pointers, strides and counts, shape beside each pointer.
+// Everything that depends on lengths in device memory is found by the kernels
+// (device/sequence.cuh); launch shapes and memory follow from the tensors' extents alone, so a
+// captured graph may be replayed with other lengths, lists and contents.
+//
+// Sequences share arrays. Where array rows belong to a sequence, a `Rows` says where they begin.
+#pragma once
+
+#include <vector_types.h>
+
+#include <cstdint>
+
+#include "minference/sparse_attention.h"
+#include "plan/format.h"
+
+namespace minference::cuda {
+
+inline constexpr int kRowBlock = plan::kRowBlock;
+inline constexpr int kMaxHeads = 256;  ///< query heads of a call: their patterns are arguments
+inline constexpr int kMaxHeadDim = 256;
+inline constexpr int kSlotTail = kRowBlock;  ///< offsets that a strip shares with the next one
+inline constexpr int kGatherRows = 128;      ///< gathered keys are padded to this with zero rows
+
+/// Where the rows that belong to a sequence begin in an array that all sequences share: at
+/// s * stride in a batch; in a packed batch, where lengths are in device memory and a stride for
+/// the longest possible sequence would be wasteful, at (begin / divisor + s * slack) * multiple,
+/// `begin` the first key (or query, where the array is one of query rows) of the sequence.
+struct Rows {
+  std::int64_t stride;  ///< used where divisor is 0
+  std::int32_t divisor;
+  std::int32_t slack;
+  std::int64_t total;  ///< rows of all sequences
+  std::int32_t multiple = 1;
+};
+
+/// The sequences of a call, or with estimate_every one chunk of the queries of each.
+struct Sequences {
+  const std::int32_t* first_valid_key;  ///< [count], null: 0
+  const std::int32_t* cu_seqlens_q;     ///< [count + 1], null: one sequence per batch row
+  const std::int32_t* cu_seqlens_kv;    ///< [count + 1], null with cu_seqlens_q
+  std::int32_t count;
+  std::int32_t seq_q;        ///< extent of q
+  std::int32_t seq_kv;       ///< extent of k
+  std::int32_t chunk_rows;   ///< queries of a chunk, a multiple of 64; 0: all queries, one chunk
+  std::int32_t chunk_index;  ///< which chunk
+};
+
+/// One sequence, as device/sequence.cuh finds it. Positions in 32 bits, products in 64.
+struct Sequence {
+  std::int32_t batch;      ///< batch row of q, k
+  std::int32_t q_begin;    ///< first row of q
+  std::int32_t q_len;      ///< of the whole sequence
+  std::int32_t kv_begin;   ///< first row of k
+  std::int32_t kv_len;     ///< of the whole sequence
+  std::int32_t row_begin;  ///< queries [row_begin, row_end) of the sequence: the chunk
+  std::int32_t row_end;
+  std::int32_t chunk_kv_len;  ///< keys up to the chunk's last query
+};
+
+/// [batch, heads, tokens, head_dim], fp16 or bf16, innermost contiguous.
+struct Tensor {
+  const void* data;
+  std::int64_t stride_batch;  ///< elements, as all strides
+  std::int64_t stride_head;
+  std::int64_t stride_token;
+};
+
+/// The patterns of all heads, by value: a kernel argument outlives the call, host memory may not.
+struct Patterns {
+  std::int32_t size[kMaxHeads][3];
+  std::uint8_t kind[kMaxHeads];  ///< PatternKind
+};
+
+/// What all kernels of a call share.
+struct Call {
+  Sequences sequences;
+  std::int32_t num_heads_q;
+  std::int32_t num_heads_kv;
+  std::int32_t heads_per_kv;
+  std::int32_t head_dim;
+  bool is_bfloat16;    ///< else fp16
+  bool may_fall_back;  ///< dense_fallback, and mode kCover
+  SlashMode mode;
+};
+
+// ---- Estimation
+// -----------------------------------------------------------------------------------
+
+/// Scores lie in strips of `strip` keys, so that one warp can own one. A sequence has an even
+/// number of strips; strips past its last key hold nothing. `head` is a query head, s a strip's
+/// number among all sequences' (strips.begin + key / strip):
+///   column sum of key j          column_scores[(head * strips.total + s) * strip + j % strip]
+///   part of the sum of offset o  slash_scores[(head * strips.total + s) * (strip + 64) + i]
+///     with i = o - (chunk_kv_len - 64 - (strip_end - 1)), strip_end = min(kv_len, end of the
+///     strip) An offset's sum is that of its parts in the strips of keys chunk_kv_len - 64 - o (or
+///     0) and chunk_kv_len - 1 - o, one or two; i < 0 or negative offsets do not occur or hold 0.
+struct Scores {
+  Rows strips;
+  std::int32_t strip;    ///< keys of a strip: a power of two, 512 to 2048
+  float* column_scores;  ///< [num_heads_q, strips.total, strip]
+  float* slash_scores;   ///< [num_heads_q, strips.total, strip + 64]
+};
+
+struct EstimateParams {
+  Call call;
+  Patterns patterns;
+  Tensor q;
+  Tensor k;
+  float scale_log2;  ///< softmax_scale * log2(e)
+  bool is_aligned;   ///< every row of q and k begins at a multiple of 16 bytes
+  Scores scores;
+  /// [num_heads_q, strips.total, 64]: shifts near a strip's maxima (in log2 units, at most 8 below
+  /// score * scale_log2) and sums of exp2(score * scale_log2 - shift), per estimating row
+  float2* strip_stats;
+  float2* row_stats;  ///< [count, num_heads_q, 64]: shift and 1 / sum over all strips
+};
+
+// ---- Selection and plan
+// ---------------------------------------------------------------------------
+
+/// What attention has to know of a head.
+struct HeadPlan {
+  PatternKind kind;      ///< as asked, or kDense where that is cheaper
+  std::int32_t size[3];  ///< of the pattern, at most kv_len
+  std::int32_t num_vertical;
+  std::int32_t num_slash;
+  std::int32_t num_chunks;
+  std::int32_t is_estimated;  ///< 1: lines come from the estimation (not predicted dense)
+  std::int64_t pieces;        ///< of the vertical-slash plan, 64 x 32 each
+};
+
+/// The plans of a layer in device memory. Row blocks count from the chunk's first query.
+struct LayerPlan {
+  HeadPlan* heads;          ///< [count, num_heads_q]
+  Rows vertical_rows;       ///< of verticals, gathered_k and gathered_v; multiples of kGatherRows
+  std::int32_t* verticals;  ///< [num_heads_q, vertical_rows.total] ascending, unique
+  void* gathered_k;         ///< [num_heads_q, vertical_rows.total, head_dim], zero past the last
+  void* gathered_v;         ///< the same; null if values are not needed
+  Rows slash_rows;
+  std::int32_t* slashes;  ///< [num_heads_q, slash_rows.total] ascending, unique
+  Rows chunk_rows;
+  plan::PlanChunk* chunks;    ///< [num_heads_q, chunk_rows.total] by rel
+  Rows bit_words;             ///< 32-bit words of the bit sets of a sequence: kv_len + 129 bits
+  std::uint32_t* covered;     ///< [num_heads_q, bit_words.total]; bit t: column t is in the cover
+  std::uint32_t* slash_bits;  ///< the same; bit o: offset o is a line
+  std::uint32_t* vertical_bits;  ///< the same; bit v: key v is a line
+  Rows row_blocks;               ///< row blocks of a sequence's queries, or of a chunk of them
+  std::int32_t max_tiles;        ///< key blocks of a row block, at most
+  std::int32_t* tiles;      ///< [num_heads_q, row_blocks.total, max_tiles] key blocks, ascending
+  std::int32_t* num_tiles;  ///< [num_heads_q, row_blocks.total]
+};
+
+struct PlanParams {
+  Call call;
+  Patterns patterns;
+  Scores scores;                      ///< of the heads that estimate
+  IndexView vertical_idx, slash_idx;  ///< [count, num_heads_q, n], of heads of kVerticalSlashIndex
+  LayerPlan plan;
+  // What estimate_vs_index returns; null where nobody asks.
+  std::int32_t* vertical_out;  ///< [count, num_heads_q, vertical_count], -1 past the last
+  std::int32_t* slash_out;     ///< [count, num_heads_q, slash_count]
+  std::int64_t vertical_count;
+  std::int64_t slash_count;
+  float* column_scores_out;  ///< [count, num_heads_q, seq_kv], 0 past the last key
+  float* slash_scores_out;   ///< the same
+};
+
+struct GatherParams {
+  Call call;
+  Tensor k, v;  ///< v.data null: keys only
+  LayerPlan plan;
+};
+
+// ---- Block lists
+// ----------------------------------------------------------------------------------
+
+/// Means of 64 rows each, over the rows that exist.
+struct Pooled {
+  Rows query_blocks;  ///< as LayerPlan::row_blocks
+  Rows key_blocks;
+  float* q;  ///< [num_heads_q, query_blocks.total, head_dim]; of heads of kBlockSparse
+  float* k;  ///< [num_heads_kv, key_blocks.total, head_dim]; launch_pool skips what is null here,
+             ///< as the keys of a later chunk of queries, which the first chunk's launch has pooled
+};
+
+struct PoolParams {
+  Call call;
+  Patterns patterns;
+  Tensor q, k;
+  Pooled pooled;
+};
+
+/// What launch_list_tiles can do: key blocks of the longest sequence, and the lesser of that number
+/// and the top_k of any head of kBlockSparse. More: cudaErrorNotSupported.
+inline constexpr int kMaxKeyBlocks = 65536;
+inline constexpr int kMaxTopBlocks = 16384;
+
+struct TileParams {
+  Call call;
+  Patterns patterns;
+  Pooled pooled;
+  IndexView block_idx;  ///< [count, num_heads_q, row blocks, n], of heads of kBlockIndex
+  LayerPlan plan;
+};
+
+struct StatsParams {
+  Call call;
+  Patterns patterns;
+  LayerPlan plan;
+  std::int32_t strip;
+  PlanStats* stats;  ///< [count, num_heads_q]
+};
+
+}  // namespace minference::cuda
