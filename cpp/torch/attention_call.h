@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "current_stream.h"
 #include "minference/minference.h"
 #include "tensor_view.h"
 
@@ -90,6 +91,7 @@ class AttentionCall {
         layout_(cu_seqlens_q.has_value() || cu_seqlens_kv.has_value() ? Layout::kPacked
                                                                       : Layout::kBatched) {
     args.device = device_.device();
+    args.stream = current_stream(device_);
     args.num_threads = static_cast<std::int32_t>(torch::stable::get_num_threads());
     if (layout_ == Layout::kPacked) set_sequences(cu_seqlens_q, cu_seqlens_kv);
     args.q = tensor_view(q, "q", layout_, device_);

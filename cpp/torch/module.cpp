@@ -81,6 +81,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_kernel_for", &cpu_kernel_for, py::arg("dtype"),
         "Name of the CPU kernel that runs 'float32', 'bfloat16' or 'float16' here.", ReleaseGil());
   m.def("has_cuda", &minference::has_cuda, "Whether this build holds CUDA kernels.", ReleaseGil());
+  m.def("cuda_architectures", &minference::cuda_architectures,
+        "What the CUDA kernels were compiled for, e.g. '80;90a'; '' without CUDA kernels.",
+        ReleaseGil());
   m.def("predict", &predict, py::arg("kind"), py::arg("sizes"), py::arg("q_len"), py::arg("kv_len"),
         "Cost of a head pattern before any data is seen.");
   m.def(

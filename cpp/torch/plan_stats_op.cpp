@@ -29,17 +29,37 @@ Tensor plan_stats_op(const Tensor& q, const Tensor& k,
         sparse_params(call, head_patterns, vertical_idx, slash_idx, block_idx, mode, estimate_every,
                       dense_fallback);
 
-    const Tensor result = allocate<3>({call.num_sequences(), call.num_heads(), kNumFields},
-                                      aoti_torch_dtype_int64(), call.device());
-    std::vector<PlanStats> stats(call.num_sequences() * call.num_heads());
+    const std::int64_t heads = call.num_sequences() * call.num_heads();
+    const auto allocate_stats = [&](const CallDevice& device) {
+      return allocate<1>({heads * static_cast<std::int64_t>(sizeof(PlanStats))},
+                         aoti_torch_dtype_uint8(), device);
+    };
+    Tensor stats = allocate_stats(call.device());
     call.run(
         [&](std::size_t* bytes) { return plan_stats_workspace_bytes(call.args, params, bytes); },
         [&](void* workspace, std::size_t bytes) {
-          return plan_stats(call.args, params, stats.data(), workspace, bytes);
+          return plan_stats(call.args, params, static_cast<PlanStats*>(stats.data_ptr()), workspace,
+                            bytes);
         });
+    const auto allocate_result = [&](const CallDevice& device) {
+      return allocate<3>({call.num_sequences(), call.num_heads(), kNumFields},
+                         aoti_torch_dtype_int64(), device);
+    };
+    // The fields are taken apart on the CPU; a copy from a GPU waits for it.
+    const bool is_cuda = call.device().device() == Device::kCuda;
+    if (is_cuda) {
+      Tensor on_cpu = allocate_stats(CallDevice::cpu());
+      torch::stable::copy_(on_cpu, stats);
+      stats = on_cpu;
+    }
+    Tensor result = allocate_result(CallDevice::cpu());
+    const auto* head = static_cast<const PlanStats*>(stats.data_ptr());
     auto* row = static_cast<std::int64_t*>(result.data_ptr());
-    for (const PlanStats& head : stats) row = std::ranges::copy(fields(head), row).out;
-    return result;
+    for (std::int64_t i = 0; i < heads; ++i) row = std::ranges::copy(fields(head[i]), row).out;
+    if (!is_cuda) return result;
+    Tensor on_gpu = allocate_result(call.device());
+    torch::stable::copy_(on_gpu, result);
+    return on_gpu;
   });
 }
 

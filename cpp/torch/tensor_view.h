@@ -76,6 +76,7 @@ inline const char* dtype_text(const Tensor& tensor) {
 class CallDevice {
  public:
   explicit CallDevice(const Tensor& q) : type_(type_of(q)), index_(q.get_device_index()) {}
+  static CallDevice cpu() { return {aoti_torch_device_type_cpu(), -1}; }
 
   void require_same(const Tensor& tensor, const char* name) const {
     require(type_of(tensor) == type_ && tensor.get_device_index() == index_, name,
@@ -88,6 +89,7 @@ class CallDevice {
   std::int32_t index() const { return index_; }
 
  private:
+  CallDevice(std::int32_t type, std::int32_t index) : type_(type), index_(index) {}
   static std::int32_t type_of(const Tensor& tensor) {
     std::int32_t type = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));

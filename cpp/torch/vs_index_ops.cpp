@@ -94,7 +94,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convert_vertical_slash_indexes_op(
   return named("convert_vertical_slash_indexes", [&] {
     constexpr std::int64_t kBlock = 64;
     const CallDevice device(vertical_indexes);
-    require(device.device() == Device::kCpu, "this build of minference has no CUDA kernels");
+    require(device.device() == Device::kCpu,
+            "vertical_indexes is on a GPU; the original lists are made on the CPU only");
     require(block_size_m == kBlock && block_size_n == kBlock, "block_size_M and block_size_N are ",
             block_size_m, " and ", block_size_n, "; only 64 is supported");
     require(context_size >= 0 && context_size < (std::int64_t{1} << 31), "context_size is ",

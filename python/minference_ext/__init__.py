@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from . import _register
 from . import autograd as autograd
-from ._C import cpu_kernel_for, cpu_kernels, has_cuda, version
+from ._C import cpu_kernel_for, cpu_kernels, cuda_architectures, has_cuda, version
 from .model_patterns import ModelPatterns
 from .ops import (
     SlashMode,
@@ -47,6 +47,7 @@ __all__ = [
     "convert_vertical_slash_indexes",
     "cpu_kernel_for",
     "cpu_kernels",
+    "cuda_architectures",
     "dense_attention",
     "estimate_vs_index",
     "estimate_vs_scores",

@@ -456,7 +456,7 @@ def plan_stats(
             chunks of queries, the other numbers are of the last chunk.
 
     Returns:
-        Numbers per sequence and head.
+        Numbers per sequence and head. On a GPU the call waits for them.
 
     Raises:
         RuntimeError: as `dense_attention`.

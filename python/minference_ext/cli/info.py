@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 
-from minference_ext import __version__, cpu_kernel_for, cpu_kernels, has_cuda
+from minference_ext import (
+    __version__,
+    cpu_kernel_for,
+    cpu_kernels,
+    cuda_architectures,
+    has_cuda,
+)
 from minference_ext._library import PATH
 from minference_ext.benchmark.machine import cpu_model, physical_cores, usable_processors
 from minference_ext.command_line import DTYPES, STDOUT, Parser, add_json, table, write_json
@@ -100,12 +106,15 @@ def _choice(dtype: str, forced: str | None) -> dict[str, str | None]:
 
 def _cuda() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    if has_cuda():
-        meaning = "tensors on a GPU run here" if device else "nothing to run them on"
+    if not has_cuda():
+        meaning = "tensors on a GPU are refused; build with nvcc for them"
+    elif device:
+        meaning = "estimate_vs_index and plan_stats run on it, attention on the CPU only"
     else:
-        meaning = "tensors on a GPU are refused"
+        meaning = "nothing to run them on"
     return {
         "has_kernels": has_cuda(),
+        "architectures": [a for a in cuda_architectures().split(";") if a],
         "torch_cuda": torch.version.cuda,
         "device": device,
         "meaning": meaning,
@@ -144,7 +153,8 @@ def _text(record: dict[str, Any]) -> str:
     for index, (dtype, choice) in enumerate(record["kernel_for"].items()):
         kernel = choice["kernel"] or "none"
         rows.append(("chosen" if index == 0 else "", f"{dtype}: {kernel}: {choice['reason']}"))
-    kernels = "kernels in this build" if cuda["has_kernels"] else "no kernels in this build"
+    built_for = ", ".join(cuda["architectures"])
+    kernels = f"kernels for {built_for}" if cuda["has_kernels"] else "no kernels in this build"
     sees = f"torch sees {cuda['device']}" if cuda["device"] else "torch sees no device"
     built = f"torch for CUDA {cuda['torch_cuda']}" if cuda["torch_cuda"] else "torch without CUDA"
     rows.append(("CUDA", f"{kernels}, {built}, {sees}: {cuda['meaning']}"))
