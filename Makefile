@@ -1,10 +1,12 @@
 # make demo   build and run the demo      (LENGTH=8192 METHOD=... SEED=..., or ARGS="--length 8192")
 # make test   lint, C++ tests (plain, then with sanitizers), Python tests
 # make bench  build and run the benchmarks              (ARGS="...")
+# make gpu    tests, sanitizers and benchmarks on a GPU, 9 minutes  (ARGS="...")
 # make pictures  draw those of the README into bench/pictures, and their numbers as JSON
 # make build | lint | format | clean
 #
-# Everything is installed into .venv, made on first use. Stamps keep a second call quick.
+# Everything is installed into .venv, made on first use. Stamps keep a second call quick. Without a GPU
+# CUDA kernels are compiled by what tests only (CUDA=AUTO|ON|OFF decides otherwise).
 
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
@@ -16,7 +18,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV ?= .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+export CMAKE_ARGS ?= -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DMINFERENCE_CUDA=$(CUDA)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(or $(MAX_JOBS),$(shell nproc))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
@@ -25,12 +27,20 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 GPU := $(shell command -v nvidia-smi)
 TORCH := $(if $(GPU),torch>=2.11,torch==2.13.0)
 
+# Once `make test` has compiled them, CUDA kernels cost the others nothing and stay.
+CUDA = $(if $(GPU)$(wildcard build/cpython-*/CMakeFiles/minference_cuda.dir/cuda/any),AUTO,OFF)
+test test-cpp test-oldest test-python: CUDA = AUTO
+CUTLASS := nvidia-cutlass==4.2.0.0  # headers; its dependencies are for its Python code
+# Runs the CUDA tests where there is no GPU. Copied: its folder may be read-only.
+MINFERENCE_PTXSIM ?= $(wildcard ../shared/ptxsim)
+PTXSIM := $(if $(MINFERENCE_PTXSIM),build/ptxsim/build/libcudart.so.13)
+
 # The folder setup.py builds in.
 BUILD = build/$(shell $(VENV)/bin/python -c 'import sys; print(sys.implementation.cache_tag)')
 SANITIZE := build/sanitize
-CPP_FILES = $(shell find $(wildcard bench cpp tests) -name '*.h' -o -name '*.cpp' -o -name '*.c')
+CPP_FILES = $(shell find bench cpp cuda tests -regex '.*\.\(h\|c\|cpp\|cu\|cuh\)')
 
-.PHONY: demo test bench pictures build lint format clean test-cpp test-python test-oldest
+.PHONY: demo test bench gpu pictures build lint format clean test-cpp test-python test-oldest
 
 demo: build
 	$(VENV)/bin/python -m minference_ext.demo $(if $(LENGTH),--length $(LENGTH)) \
@@ -53,6 +63,7 @@ $(VENV)/.requirements: requirements-dev.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(if $(GPU),--system-site-packages) $(VENV)
 	$(PIP) install -q "$(TORCH)"
 	$(PIP) install -q -r requirements-dev.txt
+	$(PIP) install -q --no-deps $(CUTLASS)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.requirements setup.py pyproject.toml
@@ -78,12 +89,19 @@ format: $(VENV)/.requirements
 	ruff check --fix-only -q .
 	ruff format .
 
-test-cpp: build
-	cmake -B $(BUILD) -DMINFERENCE_TESTS=ON >/dev/null
+$(PTXSIM): $(wildcard $(MINFERENCE_PTXSIM)/src/*)
+	mkdir -p build/ptxsim
+	cp -r --no-preserve=mode $(MINFERENCE_PTXSIM)/* build/ptxsim
+	chmod +x build/ptxsim/ptxsim
+	$(MAKE) -C build/ptxsim -j $(CMAKE_BUILD_PARALLEL_LEVEL) >/dev/null
+
+test-cpp: build $(PTXSIM)
+	cmake -B $(BUILD) -DMINFERENCE_TESTS=ON \
+	  -DMINFERENCE_PTXSIM=$(if $(PTXSIM),$(abspath build/ptxsim)) >/dev/null
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --no-tests=error --output-on-failure
 	cmake -S . -B $(SANITIZE) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMINFERENCE_PYTHON=OFF \
-	  -DMINFERENCE_TESTS=ON -DMINFERENCE_SANITIZE=ON $(CMAKE_ARGS) >/dev/null
+	  -DMINFERENCE_TESTS=ON -DMINFERENCE_SANITIZE=ON $(CMAKE_ARGS) -DMINFERENCE_CUDA=OFF >/dev/null
 	cmake --build $(SANITIZE)
 	ctest --test-dir $(SANITIZE) --no-tests=error --output-on-failure
 
@@ -99,6 +117,10 @@ $(OLDEST)/.installed:
 test-oldest: build $(OLDEST)/.installed
 	PYTHONPATH=$(OLDEST) OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest \
 	  tests/test_transformers.py tests/test_transformers_settings.py tests/test_model_families.py
+
+# On a machine with one NVIDIA GPU, network or not: bench/README.md.
+gpu:
+	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m bench.gpu $(ARGS)
 
 clean:
 	rm -rf build python/minference_ext/lib python/minference_ext/include

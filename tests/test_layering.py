@@ -19,7 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 CPP_ENDINGS = (".h", ".c", ".cpp", ".cuh", ".cu")
 ENDINGS = (*CPP_ENDINGS, ".py", ".pyi", ".txt", ".toml")
 MAX_LINES = 600
-OPTIONS = {"MINFERENCE_PYTHON", "MINFERENCE_TESTS", "MINFERENCE_SANITIZE"}
+MAX_KERNEL_PARAMETERS = 3  # of a kernel's template: every value of one more multiplies the build
+MAX_INSTANCES = 24  # files below cuda/*/instances
+OPTIONS = {
+    "CUTLASS_DIR",
+    "MINFERENCE_CUDA",
+    "MINFERENCE_PTXSIM",
+    "MINFERENCE_PYTHON",
+    "MINFERENCE_SANITIZE",
+    "MINFERENCE_TESTS",
+}
 ENVIRONMENT = {"MINFERENCE_CPU_KERNEL"}
 
 Check = Callable[[str, str], list[str]]
@@ -66,6 +75,7 @@ def cpp_code(text: str) -> str:
 
 SYSTEM_HEADERS = {  # of the operating system and compiler
     "cpuid.h",
+    "dlfcn.h",
     "sys/mman.h",
     "immintrin.h",
     "omp.h",
@@ -80,11 +90,16 @@ SYSTEM_HEADERS = {  # of the operating system and compiler
 INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
     "cpp/include/minference/": (r"<cstddef>", r"<cstdint>", r"cpp/include/minference/.*"),
     "cpp/include/minference/c_api.h": (r"<std(def|int)\.h>",),  # C, alone
-    "cpp/core/": (r"std", r"cpp/include/minference/.*", r"cpp/core/.*", r"cpp/cpu/api\.h"),
+    "cpp/plan/": (r"std", r"cpp/include/minference/.*", r"cpp/plan/.*"),
+    "cpp/core/": (
+        r"std",
+        r"cpp/(include/minference|core|plan)/.*",
+        r"(cpp/cpu|cuda)/api\.h",
+    ),
     "cpp/cpu/": (
         r"std",
         r"system",
-        r"cpp/include/minference/.*",
+        r"cpp/(include/minference|plan)/.*",
         r"cpp/cpu/(?!reference/).*",
         r"cpp/core/status\.h",
     ),
@@ -96,12 +111,49 @@ INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
         r"cpp/include/minference/.*",
         r"cpp/torch/.*",
     ),
+    "cuda/": (  # the files of host code, directly in this folder
+        r"std",
+        r"<(cuda_runtime_api|driver_types|vector_types)\.h>",
+        r"cpp/(include/minference|plan)/.*",
+        r"cpp/core/status\.h",
+        r"cuda/[^/]*",
+        r"cuda/any/launch\.h",
+    ),
+    "cuda/api.h": (r"<cstddef>", r"cpp/(include/minference|plan)/.*"),
+    "cuda/params.h": (r"std", r"<vector_types\.h>", r"cpp/(include/minference|plan)/.*"),
+    "cuda/device/": (
+        r"std",
+        r"<(cuda_\w+|driver_types|vector_types)\.h>|<(cub|cuda|cute|cutlass)/.*>",
+        r"cpp/(include/minference|plan)/.*",
+        r"cuda/params\.h",
+        r"cuda/device/.*",
+    ),
+    "cuda/any/": (
+        r"std",
+        r"<(cuda_\w+|driver_types|vector_types)\.h>|<(cub|cuda|cute|cutlass)/.*>",
+        r"cpp/(include/minference|plan)/.*",
+        r"cuda/params\.h",
+        r"cuda/(device|any)/.*",
+    ),
     "tests/cpp/": (
         r"std",
         r"system",
-        r"cpp/(include/minference|core|cpu)/.*",
+        r"cpp/(include/minference|core|cpu|plan)/.*",
         r"tests/cpp/.*",
     ),
+    "tests/cpp/cuda/": (
+        r"std",
+        r"system",
+        r"<cuda_runtime_api\.h>",
+        r"(cpp/(include/minference|core|cpu|plan)|cuda)/.*",
+        r"tests/cpp/.*",
+    ),
+    "bench/cuda/": (
+        r"std",
+        r"<(cuda_\w+|driver_types|vector_types)\.h>",
+        r"(cpp/(include/minference|core|plan)|cuda|bench/cuda)/.*",
+    ),
+    "tests/torch_cuda/": (r"std", r"<cuda_runtime_api\.h>", r"<(ATen|c10|torch)/.*>"),
     "tests/cpp/client/": (r"std", r"cpp/include/minference/.*"),
     "tests/cpp/client/c_client.c": (
         r"<(std(def|int|io|lib)|string)\.h>",
@@ -114,8 +166,12 @@ def included_file(path: str, name: str) -> str:
     """Path below the root of the header of ours that a quoted include in `path` names."""
     if name.startswith("minference/"):
         return f"cpp/include/{name}"
-    if name.startswith(("core/", "cpu/", "torch/")):
+    if name.startswith(("core/", "cpu/", "plan/", "torch/")):
         return f"cpp/{name}"
+    if name.startswith("cuda/"):
+        return name
+    if path.startswith("cuda/"):
+        return posixpath.normpath(f"cuda/{name}")
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
 
 
@@ -146,19 +202,34 @@ def check_includes(path: str, text: str) -> list[str]:
 FORBIDDEN_WORDS = (
     r"\b(_?exit|quick_exit|abort|terminate|v?f?printf|puts) *\(|\bthrow\b|\bstd::(cout|cerr|clog)\b"
 )
+FORBIDDEN_CUDA = (
+    r"\bcuda\w*(Synchronize|Malloc|Free|Register)\w*|\bcuda(Memcpy|Memset)(?!\w*Async)\w*"
+    r"|<<<|\b__trap\b|\bassert *\("
+)
 
 
 def check_library_words(path: str, text: str) -> list[str]:
-    """The library returns a Status: it never exits, prints or throws. Core knows no framework."""
+    """The library returns a Status: it never exits, prints or throws. Core knows no framework. CUDA
+    neither waits nor allocates, and device/launch.cuh launches: on the caller's stream, checked."""
     complaints = []
-    if path.startswith(("cpp/core/", "cpp/cpu/")):
+    if path.startswith(("cpp/core/", "cpp/cpu/", "cpp/plan/", "cuda/")):
+        words = f"{FORBIDDEN_WORDS}|{FORBIDDEN_CUDA}" if path[:5] == "cuda/" else FORBIDDEN_WORDS
         for number, line in enumerate(cpp_code(text).splitlines(), 1):
-            if match := re.search(FORBIDDEN_WORDS, line):
+            if match := re.search(words, line):
                 complaints.append(f"{path}:{number}: {match.group()}")
     if path.startswith("cpp/core/"):
         for number, line in enumerate(text.splitlines(), 1):
             if match := re.search(r"\b(py)?torch\b|\baten\b|\bc10\b|\bpybind11\b", line, re.I):
                 complaints.append(f"{path}:{number}: core names {match.group()}")
+    return complaints
+
+
+def check_kernel_templates(path: str, text: str) -> list[str]:
+    complaints = []
+    for match in re.finditer(r"\btemplate\s*<([^;{}]*?)>\s*__global__", cpp_code(text)):
+        plain = re.sub(r"<[^<>]*>|\([^()]*\)", "", match[1])
+        if (count := plain.count(",") + 1) > MAX_KERNEL_PARAMETERS:
+            complaints.append(f"{path}: a kernel with {count} template parameters")
     return complaints
 
 
@@ -209,10 +280,11 @@ def check_options(path: str, text: str) -> list[str]:
     """Exactly the options and environment variables that are documented."""
     complaints = []
     if path == "CMakeLists.txt":
-        declared = set(re.findall(r"^\s*option\(\s*(\w+)", text, re.MULTILINE))
+        pattern = r"^\s*(?:option\(\s*(\w+)|set\(\s*((?!CMAKE_)\w+) .*\bCACHE\b)"
+        declared = {a or b for a, b in re.findall(pattern, text, re.MULTILINE)}
         complaints += [f"{path}: option {name} is not in the list" for name in declared - OPTIONS]
         complaints += [f"{path}: option {name} is gone" for name in OPTIONS - declared]
-    elif path.startswith("cpp/"):
+    elif path.startswith(("cpp/", "cuda/")):
         for read in re.findall(r"\bgetenv\s*\(\s*([^)]*)\)", text):
             constant = re.search(rf'\b{re.escape(read)}(?:\[\])? = ("\w+");', text)
             if (constant.group(1) if constant else read).strip('"') not in ENVIRONMENT:
@@ -229,6 +301,7 @@ def check_options(path: str, text: str) -> list[str]:
 CHECKS: tuple[Check, ...] = (
     check_includes,
     check_library_words,
+    check_kernel_templates,
     check_length,
     check_name,
     check_comments,
@@ -243,8 +316,14 @@ def test_tree(check: Check) -> None:
 
 
 def test_every_folder_is_read() -> None:
-    for folder in ("cpp/include/", "cpp/core/", "cpp/cpu/", "cpp/torch/", "python/", "tests/"):
+    cpp = ("cpp/include/", "cpp/core/", "cpp/cpu/", "cpp/plan/", "cpp/torch/", "cuda/any/")
+    for folder in (*cpp, "python/", "tests/"):
         assert any(path.startswith(folder) for path, _ in SOURCES), folder
+
+
+def test_instances_are_few() -> None:
+    instances = [path for path, _ in SOURCES if re.match(r"cuda/\w+/instances/.*\.cu$", path)]
+    assert len(instances) <= MAX_INSTANCES, "cuda/README.md has to say what one more axis gains"
 
 
 def test_options_are_documented() -> None:
@@ -255,6 +334,7 @@ def test_options_are_documented() -> None:
 # ---- Each check can fail, and leaves good text alone --------------------------------------------
 
 CORE, CPU, HEADER = "cpp/core/a.cpp", "cpp/cpu/a.cpp", "cpp/include/minference/a.h"
+KERNEL = "cuda/any/a.cu"
 ALL_OPTIONS = "".join(f"option({name})\n" for name in sorted(OPTIONS))
 
 BAD = [
@@ -274,12 +354,33 @@ BAD = [
     (check_includes, "tests/cpp/a_test.cpp", "#include <torch/csrc/stable/tensor.h>"),
     (check_includes, "tests/cpp/client/a.cpp", '#include "core/status.h"'),
     (check_includes, "cpp/new_folder/a.cpp", ""),
+    (check_includes, CORE, '#include "cuda/params.h"'),
+    (check_includes, CORE, "#include <cuda_runtime_api.h>"),
+    (check_includes, "cpp/plan/a.h", '#include "core/status.h"'),
+    (check_includes, "cuda/api.h", "#include <driver_types.h>"),
+    (check_includes, "cuda/a.cpp", '#include "any/estimate.cuh"'),
+    (check_includes, "cuda/device/a.cuh", '#include "any/launch.h"'),
+    (check_includes, KERNEL, '#include "core/status.h"'),
+    (check_includes, KERNEL, '#include "cpu/select.h"'),
+    (check_includes, KERNEL, "#include <torch/library.h>"),
+    (check_includes, "tests/cpp/a_test.cpp", '#include "cuda/api.h"'),
     (check_library_words, CPU, "void f() { throw 1; }"),
     (check_library_words, CPU, 'int f() { return printf("x"); }'),
     (check_library_words, CORE, "int f() { std::cerr << 1; }"),
     (check_library_words, CORE, "int f() { std::abort(); }"),
     (check_library_words, CORE, "int f() { fprintf (stderr, s); }"),
     (check_library_words, CORE, "// as PyTorch does\n"),
+    (check_library_words, KERNEL, 'printf("x");'),
+    (check_library_words, KERNEL, "assert(i < n);"),
+    (check_library_words, KERNEL, "sum<<<grid, 128>>>(params);"),
+    (check_library_words, "cuda/a.cpp", "cudaStreamSynchronize(stream);"),
+    (check_library_words, "cuda/a.cpp", "cudaMallocAsync(&p, n, stream);"),
+    (check_library_words, "cuda/a.cpp", "cudaMemcpy(a, b, n, kind);"),
+    (
+        check_kernel_templates,
+        KERNEL,
+        "template <class A, int B, bool C, bool D>\n__global__ void f()",
+    ),
     (check_length, "tests/a.py", "x = 1\n" * (MAX_LINES + 1)),
     (check_name, "cpp/core/string_utils.h", ""),
     (check_name, "tests/common.py", ""),
@@ -293,6 +394,7 @@ BAD = [
     (check_comments, "tests/a.py", "# import os\n"),
     (check_options, "CMakeLists.txt", ALL_OPTIONS + "option(MINFERENCE_MORE)\n"),
     (check_options, "CMakeLists.txt", ""),
+    (check_options, "CMakeLists.txt", f'{ALL_OPTIONS}set(MORE 1 CACHE STRING "more")\n'),
     (check_options, CPU, 'auto x = std::getenv("OMP_NUM_THREADS");'),
     (check_options, CPU, 'const char kName[] = "HOME"; auto x = std::getenv(kName);'),
     (check_options, CPU, "auto x = std::getenv(name);"),
@@ -303,9 +405,18 @@ GOOD = [
     (check_includes, CORE, '#include <vector>\n#include "core/status.h"\n#include "cpu/api.h"\n'),
     (check_includes, "cpp/cpu/isa/avx2.cpp", '#include <immintrin.h>\n#include "cpu/isa/simd.h"\n'),
     (check_includes, "cpp/torch/a.cpp", '#include <torch/csrc/stable/ops.h>\n#include "view.h"\n'),
+    (check_includes, CORE, '#include "cuda/api.h"\n#include "plan/format.h"\n'),
+    (check_includes, KERNEL, '#include <cub/cub.cuh>\n#include "params.h"\n'),
+    (check_includes, "cuda/a.cpp", '#include "any/launch.h"\n#include "core/status.h"\n'),
     (check_library_words, CPU, '// may throw\nauto s = "abort"; std::snprintf(p, n, "x");\n'),
     (check_library_words, CORE, "void f() __attribute__((format(printf, 1, 2)));"),
     (check_library_words, "tests/cpp/a_test.cpp", 'int f() { printf("x"); }'),
+    (check_library_words, KERNEL, "static_assert(true); cudaMemsetAsync(p, 0, n, stream);"),
+    (
+        check_kernel_templates,
+        KERNEL,
+        "template <class A, int B>\n__global__ void f(X<A, B, 1, 2> x);",
+    ),
     (check_length, "tests/a.py", f"# Over {MAX_LINES} lines: because\n" + "x = 1\n" * MAX_LINES),
     (check_name, "cpp/core/status.h", ""),
     (check_comments, HEADER, "//   out = sum_j softmax_j(scale * q . k[j]) * v[j]\n"),

@@ -28,6 +28,7 @@ class HeapBytes {
   }
   unsigned char* data() const { return memory_.get() + skip_; }
   std::size_t size() const { return size_; }
+  std::size_t skip() const { return skip_; }
   bool is_poisoned() const {
     return std::all_of(data(), data() + size_, [](unsigned char byte) { return byte == 0xFF; });
   }
@@ -43,6 +44,7 @@ enum class Layout {
   kRowsFirst,  ///< [batch, rows, heads, head_dim], as models hold it
   kSliced,     ///< rows of a wider tensor, and 1 element off any alignment
   kReversed,   ///< rows run backwards: a negative stride
+  kOddStride,  ///< rows of odd strides: every second one off the alignment of a pair
   kExpanded,   ///< all heads are one head: stride 0 (inputs only)
 };
 
@@ -70,6 +72,11 @@ class HeapTensor {
         stride[1] = rows * stride[2];
         stride[0] = heads * stride[1];
         skip = 1;
+        break;
+      case Layout::kOddStride:
+        stride[2] = dim + 1;
+        stride[1] = rows * stride[2] + 1;
+        stride[0] = heads * stride[1] + 1;
         break;
       case Layout::kExpanded:
         stride[1] = 0;
