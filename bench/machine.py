@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 from minference_ext.benchmark import machine
 
-
-def commit() -> str:
-    """Commit of the checkout, with '+' if it has changes."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-        return run.stdout.strip() if run.returncode == 0 else ""
-
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
+from .commit import commit
 
 
 def describe() -> dict[str, object]:
