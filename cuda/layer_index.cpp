@@ -39,26 +39,14 @@ bool has_aligned_rows(const Tensor& view) {
 
 }  // namespace
 
-Arena::Arena(void* base) : base_(static_cast<char*>(base)) {
-  if (base == nullptr) return;
-  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(base);
-  base_ += (kAlignment - address % kAlignment) % kAlignment;
-}
-
-void* Arena::take_bytes(std::size_t bytes) {
-  void* const piece = base_ == nullptr ? nullptr : base_ + used_;
-  used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  return piece;
-}
-
 LayerIndex::LayerIndex(const plan::Problem& problem, void* workspace)
     : problem_(problem),
       stream_(static_cast<cudaStream_t>(problem.args.stream)),
       element_bytes_(2) {
   measure();
-  Arena arena(workspace);
+  plan::Arena arena(workspace, kAlignment);
   take_memory(&arena);
-  workspace_bytes_ = arena.used() + kAlignment;  // the base may have to be aligned
+  workspace_bytes_ = arena.block_bytes();
 }
 
 void LayerIndex::measure() {
@@ -134,7 +122,7 @@ Rows LayerIndex::rows(std::int64_t extent, std::int64_t per_sequence, Rows packe
   return packed.total < strided.total ? packed : strided;
 }
 
-void LayerIndex::take_memory(Arena* arena) {
+void LayerIndex::take_memory(plan::Arena* arena) {
   const std::int64_t heads = problem_.num_heads_q();
   const std::int64_t count = problem_.num_sequences();
   const std::int64_t seq_kv = problem_.seq_kv();

@@ -13,25 +13,10 @@
 
 #include "minference/types.h"
 #include "params.h"
+#include "plan/arena.h"
 #include "plan/problem.h"
 
 namespace minference::cuda {
-
-/// Hands out aligned pieces of a block of memory; with a null base it only adds up their sizes.
-class Arena {
- public:
-  explicit Arena(void* base);
-  template <class T>
-  T* take(std::int64_t count) {
-    return static_cast<T*>(take_bytes(static_cast<std::size_t>(count) * sizeof(T)));
-  }
-  void* take_bytes(std::size_t bytes);
-  std::size_t used() const { return used_; }
-
- private:
-  char* base_;
-  std::size_t used_ = 0;
-};
 
 class LayerIndex {
  public:
@@ -55,7 +40,7 @@ class LayerIndex {
 
  private:
   void measure();
-  void take_memory(Arena* arena);
+  void take_memory(plan::Arena* arena);
   Rows rows(std::int64_t extent, std::int64_t per_sequence, Rows packed) const;
   void set_query_chunk(std::int32_t index);
   Status estimate_scores();

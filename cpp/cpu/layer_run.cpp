@@ -14,27 +14,15 @@ std::int64_t num_words(std::int64_t num_bits) { return BitSet::num_words(num_bit
 
 }  // namespace
 
-Arena::Arena(void* base) : base_(static_cast<char*>(base)) {
-  if (base == nullptr) return;
-  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(base);
-  base_ += (kAlignment - address % kAlignment) % kAlignment;
-}
-
-void* Arena::take_bytes(std::size_t bytes) {
-  void* const piece = base_ == nullptr ? nullptr : base_ + used_;
-  used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  return piece;
-}
-
 LayerRun::LayerRun(const Problem& problem, const AttentionKernel& kernel, void* workspace)
     : problem_(problem),
       kernel_(kernel),
       workers_{std::max<std::int64_t>(1, problem.args.num_threads), problem.args.parallel_for},
       element_bytes_(problem.args.q.dtype == DType::kFloat32 ? 4 : 2) {
   measure();
-  Arena arena(workspace);
+  Arena arena(workspace, kAlignment);
   take_memory(&arena);
-  workspace_bytes_ = arena.used() + kAlignment;  // the base may have to be aligned
+  workspace_bytes_ = arena.block_bytes();
 }
 
 void LayerRun::measure() {
@@ -89,7 +77,7 @@ void LayerRun::take_memory(Arena* arena) {
     scratch.block_scores = arena->take<float>(has_pooling_ ? max_blocks_ : 0);
     if (worker_scratch_ != nullptr) worker_scratch_[i] = scratch;
   }
-  Arena one_unit(nullptr);
+  Arena one_unit(nullptr, kAlignment);
   Unit measured;
   take_unit(&one_unit, &measured);
   const std::int64_t fitting = static_cast<std::int64_t>(kGroupBytes / (one_unit.used() + 1));

@@ -15,6 +15,7 @@
 #include "cpu/chunk_cursor.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "plan/arena.h"
 
 namespace minference::cpu {
 
@@ -25,21 +26,7 @@ inline std::int64_t num_key_segments(std::int64_t kv_len) {
 inline constexpr std::int64_t kSlashSlot = kKeySegment + kRowBlock;  // slash scores
 inline constexpr std::int64_t kStatsSlot = 2 * kRowBlock;            // maxima and sums of rows
 
-/// Hands out aligned pieces of a block of memory; with a null base it only adds up their sizes.
-class Arena {
- public:
-  explicit Arena(void* base);
-  template <class T>
-  T* take(std::int64_t count) {
-    return static_cast<T*>(take_bytes(static_cast<std::size_t>(count) * sizeof(T)));
-  }
-  void* take_bytes(std::size_t bytes);
-  std::size_t used() const { return used_; }
-
- private:
-  char* base_;
-  std::size_t used_ = 0;
-};
+using plan::Arena;
 
 class LayerRun {
  public:

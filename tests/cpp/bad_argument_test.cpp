@@ -362,7 +362,6 @@ void test_bad_arguments() {
     for (const BadArgument& bad : kBadSparse) test_bad_argument(*op, bad);
   }
   for (const BadOfOp& entry : kBadOfOps) test_bad_argument(entry.op, entry.bad);
-  if (has_cuda()) return;
   for (const Op* op : kOps) {
     test_bad_argument(*op, {.what = "device CUDA",
                             .names = {"device", "CUDA", "cuda"},

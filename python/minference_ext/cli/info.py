@@ -153,7 +153,7 @@ def _text(record: dict[str, Any]) -> str:
     for index, (dtype, choice) in enumerate(record["kernel_for"].items()):
         kernel = choice["kernel"] or "none"
         rows.append(("chosen" if index == 0 else "", f"{dtype}: {kernel}: {choice['reason']}"))
-    built_for = ", ".join(cuda["architectures"])
+    built_for = ", ".join(f"sm_{name}" for name in cuda["architectures"])
     kernels = f"kernels for {built_for}" if cuda["has_kernels"] else "no kernels in this build"
     sees = f"torch sees {cuda['device']}" if cuda["device"] else "torch sees no device"
     built = f"torch for CUDA {cuda['torch_cuda']}" if cuda["torch_cuda"] else "torch without CUDA"
