@@ -11,6 +11,7 @@ namespace minference::cuda {
 namespace {
 
 constexpr std::size_t kAlignment = 256;
+constexpr std::size_t kElementBytes = 2;  // bfloat16 or float16
 constexpr std::int64_t kMinStrip = 512;   // less, and a strip's statistics outweigh its scores
 constexpr std::int64_t kMaxStrip = 2048;  // more, and a million tokens fill the machine unevenly
 constexpr std::int64_t kStripsAimed = 128;
@@ -40,9 +41,7 @@ bool has_aligned_rows(const Tensor& view) {
 }  // namespace
 
 LayerIndex::LayerIndex(const plan::Problem& problem, void* workspace)
-    : problem_(problem),
-      stream_(static_cast<cudaStream_t>(problem.args.stream)),
-      element_bytes_(2) {
+    : problem_(problem), stream_(static_cast<cudaStream_t>(problem.args.stream)) {
   measure();
   plan::Arena arena(workspace, kAlignment);
   take_memory(&arena);
@@ -159,7 +158,7 @@ void LayerIndex::take_memory(plan::Arena* arena) {
     plan.slash_bits = arena->take<std::uint32_t>(heads * plan.bit_words.total);
     plan.vertical_bits = arena->take<std::uint32_t>(heads * plan.bit_words.total);
     if (problem_.needs_values) {
-      const std::size_t bytes = element_bytes_ * heads * plan.vertical_rows.total * head_dim;
+      const std::size_t bytes = kElementBytes * heads * plan.vertical_rows.total * head_dim;
       plan.gathered_k = arena->take_bytes(bytes);
       plan.gathered_v = arena->take_bytes(bytes);
     }
@@ -234,7 +233,7 @@ Status LayerIndex::build(std::int32_t query_chunk) {
     if (query_chunk > 0) pool.pooled.k = nullptr;  // the first chunk has pooled every key
     status = launched(launch_pool(pool, stream_), "pool");
   }
-  if (status == Status::kOk && plan_.plan.num_tiles != nullptr) {
+  if (status == Status::kOk && has_tiles_) {
     status = launched(launch_list_tiles(tiles_, stream_), "list_tiles");
   }
   if (status == Status::kOk && has_lines_) {

@@ -47,7 +47,6 @@ class LayerIndex {
 
   const plan::Problem& problem_;
   cudaStream_t stream_;
-  std::size_t element_bytes_;
   std::size_t workspace_bytes_ = 0;
   std::int32_t num_query_chunks_ = 1;
 
