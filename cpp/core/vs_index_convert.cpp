@@ -11,6 +11,7 @@
 #include "core/status.h"
 #include "cpu/api.h"
 #include "minference/vs_index.h"
+#include "plan/reference_lists.h"
 
 namespace minference {
 namespace core {
@@ -140,17 +141,17 @@ std::int64_t sort_list(const IndexList& list, std::int32_t* sorted) {
 }
 
 /// All row blocks of one head. `input` holds its sorted lists.
-void convert_head(const ConvertVsIndexParams& params, cpu::RowListInput input,
+void convert_head(const ConvertVsIndexParams& params, plan::RowListInput input,
                   std::int64_t first_row) {
   const std::int64_t vertical_count = params.vertical_idx.shape[2];
   const std::int64_t slash_count = params.slash_idx.shape[2];
   for (std::int64_t n = 0; n < params.num_row_blocks; ++n) {
     const std::int64_t row = first_row + n;
-    cpu::RowTiles lists;
+    plan::RowTiles lists;
     if (slash_count != 0) lists.tiles = params.block_offset + row * slash_count;
     if (vertical_count != 0) lists.columns = params.column_index + row * vertical_count;
     input.row_begin = n * plan::kRowBlock;
-    if (input.row_begin < input.q_len) cpu::reference_row_lists(input, &lists);
+    if (input.row_begin < input.q_len) plan::reference_row_lists(input, &lists);
     std::fill_n(lists.tiles + lists.num_tiles, slash_count - lists.num_tiles, 0);
     std::fill_n(lists.columns + lists.num_columns, vertical_count - lists.num_columns, 0);
     params.block_count[row] = lists.num_tiles;
@@ -205,7 +206,7 @@ Status convert_vs_index(const ConvertVsIndexParams& params, void* workspace, std
   const std::int64_t num_heads = params.vertical_idx.shape[1];
   for (std::int64_t b = 0; b < params.vertical_idx.shape[0]; ++b) {
     for (std::int64_t head = 0; head < num_heads; ++head) {
-      const cpu::RowListInput input = {
+      const plan::RowListInput input = {
           .vertical = vertical,
           .num_vertical = core::sort_list({&params.vertical_idx, nullptr, b, head}, vertical),
           .slash = slash,

@@ -1,12 +1,11 @@
-// What core may call of the CPU backend: this header, and with it the table of kernels and the
-// reference lists. Arguments are validated: see core/attention_problem.h.
+// What core may call of the CPU backend: this header, and with it the table of kernels. Arguments
+// are validated: see core/attention_problem.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/kernels.h"          // kernel_set, num_kernel_sets
-#include "cpu/reference_lists.h"  // reference_row_lists
+#include "cpu/kernels.h"  // kernel_set, num_kernel_sets
 #include "minference/sparse_attention.h"
 #include "minference/types.h"
 #include "plan/problem.h"

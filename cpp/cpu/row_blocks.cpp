@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "cpu/layer_run.h"
-#include "cpu/reference_lists.h"
 #include "cpu/select.h"
+#include "plan/reference_lists.h"
 
 namespace minference::cpu {
 namespace {
@@ -128,15 +128,15 @@ RowLists LayerRun::row_lists(const HeadTask& task, std::int64_t row_block,
     lists.num_tiles = static_cast<std::int32_t>(std::min(plan.size[0], num_blocks));
     select_top_k(scratch.block_scores, num_blocks, lists.num_tiles, 0, lists.tiles);
   } else if (has_lines(plan) && plan.mode == SlashMode::kReference) {
-    RowTiles tiles{.tiles = scratch.tiles, .columns = scratch.columns};
-    reference_row_lists({.vertical = plan.verticals,
-                         .num_vertical = plan.num_vertical,
-                         .slash = plan.slashes,
-                         .num_slash = plan.num_slash,
-                         .row_begin = row_begin,
-                         .q_len = sequence.q_len,
-                         .kv_len = sequence.kv_len},
-                        &tiles);
+    minference::plan::RowTiles tiles{.tiles = scratch.tiles, .columns = scratch.columns};
+    minference::plan::reference_row_lists({.vertical = plan.verticals,
+                                           .num_vertical = plan.num_vertical,
+                                           .slash = plan.slashes,
+                                           .num_slash = plan.num_slash,
+                                           .row_begin = row_begin,
+                                           .q_len = sequence.q_len,
+                                           .kv_len = sequence.kv_len},
+                                          &tiles);
     lists.num_tiles = tiles.num_tiles;
     lists.num_columns = tiles.num_columns;
     return lists;
