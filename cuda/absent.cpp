@@ -1,5 +1,5 @@
 // Answers api.h in a build without CUDA, instead of this folder's other files, so that core asks
-// for CUDA like for any backend and nothing needs an #if. No call gets past supports_plan(): what
+// for CUDA like for any backend and nothing needs an #if. No call gets past supports(): what
 // could follow it says the same.
 #include "api.h"
 #include "core/status.h"
@@ -19,16 +19,22 @@ bool is_built() { return false; }
 
 const char* architectures() { return ""; }
 
-Status supports_plan(const plan::Problem&) { return fail_without_kernels(); }
+Status supports(const plan::Problem&) { return fail_without_kernels(); }
 
-Status supports_attention(const plan::Problem&) { return fail_without_kernels(); }
+Status workspace_bytes(const plan::Problem&, std::size_t*) { return fail_without_kernels(); }
 
-Status plan_workspace_bytes(const plan::Problem&, std::size_t*) { return fail_without_kernels(); }
+Status attention(const plan::Problem&, void*) { return fail_without_kernels(); }
 
 Status estimate(const plan::Problem&, const plan::EstimatedLines&, void*) {
   return fail_without_kernels();
 }
 
 Status plan_stats(const plan::Problem&, PlanStats*, void*) { return fail_without_kernels(); }
+
+Status convert_workspace_bytes(const ConvertVsIndexParams&, std::size_t*) {
+  return fail_without_kernels();
+}
+
+Status convert(const ConvertVsIndexParams&, void*) { return fail_without_kernels(); }
 
 }  // namespace minference::cuda

@@ -8,6 +8,7 @@
 
 #include "minference/sparse_attention.h"
 #include "minference/types.h"
+#include "minference/vs_index.h"
 #include "plan/problem.h"
 
 namespace minference::cuda {
@@ -18,19 +19,25 @@ bool is_built();
 /// The architectures they were compiled for, e.g. "80;90a"; empty without CUDA.
 const char* architectures();
 
-/// kOk if the estimation, and the plan of this problem, can run on the device of q (of the calling
-/// thread where q is null).
-Status supports_plan(const plan::Problem& problem);
+/// kOk if the problem can run on the device of q (of the calling thread where q is null).
+Status supports(const plan::Problem& problem);
 
-/// kUnsupported: attention itself has no CUDA kernel yet.
-Status supports_attention(const plan::Problem& problem);
+/// Of attention where the problem needs values, else of its estimation and plan.
+Status workspace_bytes(const plan::Problem& problem, std::size_t* bytes);
 
-Status plan_workspace_bytes(const plan::Problem& problem, std::size_t* bytes);
+/// Enqueues index, plan and attention on the stream of `problem`.
+Status attention(const plan::Problem& problem, void* workspace);
 
 /// Enqueues the estimation on the stream of `problem`. Results and scores are in device memory.
 Status estimate(const plan::Problem& problem, const plan::EstimatedLines& lines, void* workspace);
 
 /// Enqueues plans and their statistics; `stats` [num_sequences, num_heads_q] in device memory.
 Status plan_stats(const plan::Problem& problem, PlanStats* stats, void* workspace);
+
+Status convert_workspace_bytes(const ConvertVsIndexParams& params, std::size_t* bytes);
+
+/// Enqueues the conversion of lines to lists of row blocks. `params` are checked as far as the host
+/// can read.
+Status convert(const ConvertVsIndexParams& params, void* workspace);
 
 }  // namespace minference::cuda

@@ -10,6 +10,7 @@ namespace {
 constexpr int kMinMajor = 8;  // cp.async, bf16 tensor cores
 
 Status device_error(cudaError_t error, const char* what) {
+  cudaGetLastError();  // answered here, it is no error of the caller's next call
   return core::fail(Status::kDeviceError, "%s: %s (%s)", what, cudaGetErrorString(error),
                     cudaGetErrorName(error));
 }
@@ -18,8 +19,13 @@ Status device_error(cudaError_t error, const char* what) {
 
 Status launched(cudaError_t error, const char* kernel) {
   if (error == cudaSuccess) return Status::kOk;
+  cudaGetLastError();
   return core::fail(Status::kDeviceError, "CUDA kernel %s cannot be launched: %s (%s)", kernel,
                     cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+Status device_answered(cudaError_t error, const char* what) {
+  return error == cudaSuccess ? Status::kOk : device_error(error, what);
 }
 
 DeviceScope::DeviceScope(const void* data) { status_ = enter(data); }
@@ -77,10 +83,11 @@ Status check_access(const void* data, const char* name, int device) {
                       name, device);
   }
   if (attributes.type == cudaMemoryTypeDevice && attributes.device != device) {
-    return core::fail(Status::kInvalidArgument,
-                      "%s is on CUDA device %d and q on device %d; all memory of a call must be on "
-                      "one device",
-                      name, attributes.device, device);
+    return core::fail(
+        Status::kInvalidArgument,
+        "%s is on CUDA device %d, the call runs on device %d; all memory of a call must be "
+        "on one device",
+        name, attributes.device, device);
   }
   return Status::kOk;
 }

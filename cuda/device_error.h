@@ -10,6 +10,9 @@ namespace minference::cuda {
 /// kOk, or kDeviceError with the runtime's own name and words. `kernel`: what was launched.
 Status launched(cudaError_t error, const char* kernel);
 
+/// The same for a question to the device, about `what`.
+Status device_answered(cudaError_t error, const char* what);
+
 /// Makes the device of `data` current for the calling thread while it lives; the one that is
 /// current where data is null. Restores it afterwards.
 class DeviceScope {

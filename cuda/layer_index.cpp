@@ -10,13 +10,11 @@
 namespace minference::cuda {
 namespace {
 
-constexpr std::size_t kAlignment = 256;
 constexpr std::size_t kElementBytes = 2;  // bfloat16 or float16
 constexpr std::int64_t kMinStrip = 512;   // less, and a strip's statistics outweigh its scores
 constexpr std::int64_t kMaxStrip = 2048;  // more, and a million tokens fill the machine unevenly
 constexpr std::int64_t kStripsAimed = 128;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 /// Keys of a strip: enough strips to fill the machine, from the extent of k alone.
@@ -26,19 +24,16 @@ std::int32_t strip_length(std::int64_t seq_kv) {
   return static_cast<std::int32_t>(strip);
 }
 
-Tensor tensor(const TensorView& view) {
-  const auto stride = [&](int axis) { return view.shape[axis] > 1 ? view.stride[axis] : 0; };
-  return {view.data, stride(0), stride(1), stride(2)};
-}
-
-/// Whether every row begins at a multiple of 16 bytes.
-bool has_aligned_rows(const Tensor& view) {
-  constexpr std::int64_t kElements = 8;
-  return reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 &&
-         (view.stride_batch | view.stride_head | view.stride_token) % kElements == 0;
+Rows packed(std::int32_t divisor, std::int32_t slack, std::int32_t multiple) {
+  return {.stride = 0, .divisor = divisor, .slack = slack, .total = 0, .multiple = multiple};
 }
 
 }  // namespace
+
+Tensor device_tensor(const TensorView& view) {
+  const auto stride = [&](int axis) { return view.shape[axis] > 1 ? view.stride[axis] : 0; };
+  return {view.data, stride(0), stride(1), stride(2)};
+}
 
 LayerIndex::LayerIndex(const plan::Problem& problem, void* workspace)
     : problem_(problem), stream_(static_cast<cudaStream_t>(problem.args.stream)) {
@@ -126,11 +121,12 @@ void LayerIndex::take_memory(plan::Arena* arena) {
   const std::int64_t count = problem_.num_sequences();
   const std::int64_t seq_kv = problem_.seq_kv();
   const std::int64_t head_dim = problem_.head_dim();
-  const auto packed = [](std::int32_t divisor, std::int32_t slack, std::int32_t multiple) {
-    return Rows{.stride = 0, .divisor = divisor, .slack = slack, .total = 0, .multiple = multiple};
-  };
   LayerPlan& plan = plan_.plan;
   plan.heads = arena->take<HeadPlan>(count * heads);
+  const std::int64_t chunk_rows = plan_.call.sequences.chunk_rows;
+  const std::int64_t query_rows = chunk_rows > 0 ? chunk_rows : problem_.seq_q();
+  plan.row_blocks =
+      rows(problem_.seq_q(), plan::num_row_blocks(query_rows), packed(kRowBlock, 1, 1));
 
   Scores& scores = plan_.scores;
   scores.strip = strip_length(seq_kv);
@@ -163,11 +159,14 @@ void LayerIndex::take_memory(plan::Arena* arena) {
       plan.gathered_v = arena->take_bytes(bytes);
     }
   }
-  if (has_tiles_) {
-    const std::int64_t chunk_rows = plan_.call.sequences.chunk_rows;
-    const std::int64_t query_rows = chunk_rows > 0 ? chunk_rows : problem_.seq_q();
-    plan.row_blocks =
-        rows(problem_.seq_q(), plan::num_row_blocks(query_rows), packed(kRowBlock, 1, 1));
+  const bool has_reference_lists = has_lines_ && problem_.mode == SlashMode::kReference;
+  if (has_reference_lists) {
+    max_tiles_ = std::max(max_tiles_, max_slash_);
+    columns_.max_columns = static_cast<std::int32_t>(max_vertical_);
+    columns_.columns = arena->take<std::int32_t>(heads * plan.row_blocks.total * max_vertical_);
+    columns_.num_columns = arena->take<std::int32_t>(heads * plan.row_blocks.total);
+  }
+  if (has_tiles_ || has_reference_lists) {
     plan.max_tiles = static_cast<std::int32_t>(max_tiles_);
     plan.tiles = arena->take<std::int32_t>(heads * plan.row_blocks.total * max_tiles_);
     plan.num_tiles = arena->take<std::int32_t>(heads * plan.row_blocks.total);
@@ -183,8 +182,8 @@ void LayerIndex::take_memory(plan::Arena* arena) {
   plan_.vertical_idx = problem_.vertical_idx;
   plan_.slash_idx = problem_.slash_idx;
   estimate_.patterns = tiles_.patterns = plan_.patterns;
-  estimate_.q = tensor(problem_.args.q);
-  estimate_.k = tensor(problem_.args.k);
+  estimate_.q = device_tensor(problem_.args.q);
+  estimate_.k = device_tensor(problem_.args.k);
   estimate_.scale_log2 = problem_.scale_log2;
   estimate_.is_aligned = has_aligned_rows(estimate_.q) && has_aligned_rows(estimate_.k);
   estimate_.scores = scores;
@@ -240,10 +239,14 @@ Status LayerIndex::build(std::int32_t query_chunk) {
     status = launched(launch_select_lines(plan_, stream_), "select_lines");
   }
   if (status == Status::kOk) status = launched(launch_build_plan(plan_, stream_), "build_plan");
+  if (status == Status::kOk && columns_.columns != nullptr) {
+    const ReferenceParams lists = {.call = plan_.call, .plan = plan_.plan, .columns = columns_};
+    status = launched(launch_reference_lists(lists, stream_), "reference_lists");
+  }
   if (status == Status::kOk && plan_.plan.gathered_k != nullptr) {
     const GatherParams gather = {.call = plan_.call,
-                                 .k = tensor(problem_.args.k),
-                                 .v = tensor(problem_.args.v),
+                                 .k = device_tensor(problem_.args.k),
+                                 .v = device_tensor(problem_.args.v),
                                  .plan = plan_.plan};
     status = launched(launch_gather(gather, stream_), "gather");
   }
@@ -254,6 +257,7 @@ Status LayerIndex::add_stats(PlanStats* stats) {
   const StatsParams params = {.call = plan_.call,
                               .patterns = plan_.patterns,
                               .plan = plan_.plan,
+                              .columns = columns_,
                               .strip = plan_.scores.strip,
                               .stats = stats};
   return launched(launch_plan_stats(params, stream_), "plan_stats");

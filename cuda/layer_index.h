@@ -1,8 +1,9 @@
 // Index and plan of one layer: memory, order of the kernels, launches.
 //
 //   row stats -> merge -> line sums | pool -> list tiles, then select lines -> build plan -> gather
+//   -> reference lists, in mode kReference
 //
-// At most 8 launches, once per chunk of queries that estimates anew; whatever a call's heads do not
+// At most 9 launches, once per chunk of queries that estimates anew; whatever a call's heads do not
 // need is left out. Memory and launch shapes follow from extents alone.
 #pragma once
 
@@ -17,6 +18,12 @@
 #include "plan/problem.h"
 
 namespace minference::cuda {
+
+inline constexpr std::size_t kAlignment = 256;  ///< of everything in a workspace, bytes
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+Tensor device_tensor(const TensorView& view);
 
 class LayerIndex {
  public:
@@ -34,6 +41,7 @@ class LayerIndex {
   Status add_stats(PlanStats* stats);
 
   const LayerPlan& plan() const { return plan_.plan; }
+  const ColumnLists& columns() const { return columns_; }
   /// What the kernels of this layer get, for who launches them one by one.
   const EstimateParams& estimate_params() const { return estimate_; }
   const PlanParams& plan_params() const { return plan_; }
@@ -63,6 +71,7 @@ class LayerIndex {
   EstimateParams estimate_{};
   PlanParams plan_{};
   TileParams tiles_{};
+  ColumnLists columns_{};
 };
 
 }  // namespace minference::cuda

@@ -59,11 +59,17 @@ struct Sequence {
 
 /// [batch, heads, tokens, head_dim], fp16 or bf16, innermost contiguous.
 struct Tensor {
-  const void* data;
-  std::int64_t stride_batch;  ///< elements, as all strides
+  void* data;
+  std::int64_t stride_batch;  ///< elements, as all strides; 0 along an axis of length 1
   std::int64_t stride_head;
   std::int64_t stride_token;
 };
+
+/// Whether every row begins at a multiple of 16 bytes.
+inline bool has_aligned_rows(const Tensor& tensor) {
+  return reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 &&
+         (tensor.stride_batch | tensor.stride_head | tensor.stride_token) % 8 == 0;
+}
 
 /// The patterns of all heads, by value: a kernel argument outlives the call, host memory may not.
 struct Patterns {
@@ -83,8 +89,7 @@ struct Call {
   SlashMode mode;
 };
 
-// ---- Estimation
-// -----------------------------------------------------------------------------------
+// ---- Estimation ---------------------------------------------------------------------------------
 
 /// Scores lie in strips of `strip` keys, so that one warp can own one. A sequence has an even
 /// number of strips; strips past its last key hold nothing. `head` is a query head, s a strip's
@@ -115,8 +120,7 @@ struct EstimateParams {
   float2* row_stats;  ///< [count, num_heads_q, 64]: shift and 1 / sum over all strips
 };
 
-// ---- Selection and plan
-// ---------------------------------------------------------------------------
+// ---- Selection and plan -------------------------------------------------------------------------
 
 /// What attention has to know of a head.
 struct HeadPlan {
@@ -145,9 +149,19 @@ struct LayerPlan {
   std::uint32_t* slash_bits;  ///< the same; bit o: offset o is a line
   std::uint32_t* vertical_bits;  ///< the same; bit v: key v is a line
   Rows row_blocks;               ///< row blocks of a sequence's queries, or of a chunk of them
-  std::int32_t max_tiles;        ///< key blocks of a row block, at most
-  std::int32_t* tiles;      ///< [num_heads_q, row_blocks.total, max_tiles] key blocks, ascending
+  std::int32_t max_tiles;        ///< tiles of 64 keys that a row block has, at most
+  /// [num_heads_q, row_blocks.total, max_tiles] ascending: key blocks; of lines in mode kReference
+  /// the tiles' first keys
+  std::int32_t* tiles;
   std::int32_t* num_tiles;  ///< [num_heads_q, row_blocks.total]
+};
+
+/// Mode kReference: the keys of a head's verticals that are in no tile of the row block. A struct
+/// apart: kernels that rank blocks have no room for more arguments.
+struct ColumnLists {
+  std::int32_t* columns;      ///< [num_heads_q, row_blocks.total, max_columns] ascending
+  std::int32_t* num_columns;  ///< [num_heads_q, row_blocks.total]
+  std::int32_t max_columns;
 };
 
 struct PlanParams {
@@ -171,8 +185,37 @@ struct GatherParams {
   LayerPlan plan;
 };
 
-// ---- Block lists
-// ----------------------------------------------------------------------------------
+// ---- Attention ----------------------------------------------------------------------------------
+
+/// What a block of threads works on: neighbouring row blocks of a head, and their query rows.
+inline constexpr int kTaskBlocks = 2;
+inline constexpr int kTaskRows = kTaskBlocks * kRowBlock;
+
+/// Where a call with few tasks keeps what the parts of the keys gave, one after the other; items
+/// are two row blocks of LayerPlan::row_blocks each.
+struct PartialResults {
+  std::int32_t num_parts;  ///< 1: none, attention writes out and lse itself
+  std::int64_t num_items;
+  float* out;    ///< [num_parts, num_heads_q, num_items, 128, head_dim], not divided by the sum
+  float* shift;  ///< [num_parts, num_heads_q, num_items, 128]; log2 units
+  float* sum;    ///< the same; of 2^(score - shift)
+};
+
+struct AttentionFwdParams {
+  Call call;
+  Tensor q, k, v;
+  LayerPlan plan;
+  ColumnLists columns;
+  Tensor out;
+  float* lse;                  ///< null: not wanted
+  std::int64_t lse_stride[3];  ///< batch, heads, tokens
+  float scale_log2;            ///< softmax_scale * log2(e)
+  bool is_aligned;             ///< rows of q, k and v begin at multiples of 16 bytes
+  bool is_out_aligned;         ///< rows of out do
+  PartialResults partial;
+};
+
+// ---- Block lists --------------------------------------------------------------------------------
 
 /// Means of 64 rows each, over the rows that exist.
 struct Pooled {
@@ -203,10 +246,37 @@ struct TileParams {
   LayerPlan plan;
 };
 
+/// Mode kReference: lists of every row block of the heads with lines.
+struct ReferenceParams {
+  Call call;
+  LayerPlan plan;
+  ColumnLists columns;
+};
+
+/// Any lines to lists of every row block, as ConvertVsIndexParams has them. `sorted_*`: workspace,
+/// lists of the power of two that holds their entries.
+struct ConvertParams {
+  const std::int32_t* q_seqlens;   ///< [batch]
+  const std::int32_t* kv_seqlens;  ///< [batch]
+  IndexView vertical_idx;          ///< [batch, num_heads, count]
+  IndexView slash_idx;             ///< the same
+  std::int64_t num_row_blocks;
+  bool is_causal;
+  std::int32_t* sorted_vertical;  ///< [batch, num_heads, vertical_capacity]
+  std::int32_t* sorted_slash;     ///< [batch, num_heads, slash_capacity]
+  std::int64_t vertical_capacity;
+  std::int64_t slash_capacity;
+  std::int32_t* block_count;   ///< [batch, num_heads, num_row_blocks]
+  std::int32_t* block_offset;  ///< [batch, num_heads, num_row_blocks, slash count]
+  std::int32_t* column_count;  ///< as block_count
+  std::int32_t* column_index;  ///< [batch, num_heads, num_row_blocks, vertical count]
+};
+
 struct StatsParams {
   Call call;
   Patterns patterns;
   LayerPlan plan;
+  ColumnLists columns;
   std::int32_t strip;
   PlanStats* stats;  ///< [count, num_heads_q]
 };

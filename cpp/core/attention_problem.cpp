@@ -397,9 +397,7 @@ Status prepare(const AttentionArgs& args, Use use, Call* call) {
   if (status == Status::kOk) status = check_options(problem);
   if (status == Status::kOk) status = check_data(copy, use);
   if (status == Status::kOk) status = check_patterns(problem, use);
-  if (status == Status::kOk && call->is_cuda()) {
-    status = use.values ? cuda::supports_attention(problem) : cuda::supports_plan(problem);
-  }
+  if (status == Status::kOk && call->is_cuda()) status = cuda::supports(problem);
   if (status != Status::kOk) return status;
   const double scale = copy.softmax_scale == 0
                            ? 1.0 / std::sqrt(static_cast<double>(problem.head_dim()))

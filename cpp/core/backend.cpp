@@ -6,7 +6,7 @@
 namespace minference::core {
 
 Status workspace_bytes(const Call& call, std::size_t* bytes) {
-  if (call.is_cuda()) return cuda::plan_workspace_bytes(call.problem, bytes);
+  if (call.is_cuda()) return cuda::workspace_bytes(call.problem, bytes);
   *bytes = cpu::attention_workspace_bytes(call.problem, *call.cpu_kernel);
   return Status::kOk;
 }
@@ -24,7 +24,7 @@ Status check_workspace(const Call& call, const void* workspace, std::size_t byte
 }
 
 Status attention(const Call& call, void* workspace) {
-  if (call.is_cuda()) return cuda::supports_attention(call.problem);
+  if (call.is_cuda()) return cuda::attention(call.problem, workspace);
   cpu::attention(call.problem, *call.cpu_kernel, workspace);
   return Status::kOk;
 }

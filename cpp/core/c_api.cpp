@@ -101,6 +101,8 @@ MINFERENCE_SAME_MEMBER(ConvertVsIndexParams, block_count);
 MINFERENCE_SAME_MEMBER(ConvertVsIndexParams, block_offset);
 MINFERENCE_SAME_MEMBER(ConvertVsIndexParams, column_count);
 MINFERENCE_SAME_MEMBER(ConvertVsIndexParams, column_index);
+MINFERENCE_SAME_MEMBER(ConvertVsIndexParams, device);
+MINFERENCE_SAME_MEMBER(ConvertVsIndexParams, stream);
 
 static_assert(sizeof(MinferenceStatus) == sizeof(Status));
 MINFERENCE_SAME_VALUE(MINFERENCE_OK, Status::kOk);

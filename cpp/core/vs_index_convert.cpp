@@ -1,5 +1,5 @@
 // convert_vs_index: vertical/slash lines -> the original implementation's lists per row block.
-// Meaning: minference/vs_index.h. Runs on the calling thread.
+// Meaning: minference/vs_index.h. On the CPU it runs on the calling thread.
 #include "core/vs_index_convert.h"
 
 #include <algorithm>
@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/attention_problem.h"
 #include "core/status.h"
 #include "cpu/api.h"
+#include "cuda/api.h"
 #include "minference/vs_index.h"
 #include "plan/reference_lists.h"
 
@@ -17,10 +19,7 @@ namespace minference {
 namespace core {
 namespace {
 
-constexpr std::int64_t kMaxLength = std::numeric_limits<std::int32_t>::max();
-/// Size of the struct in the first release; members after it would be optional.
-constexpr std::uint32_t kFirstSize =
-    offsetof(ConvertVsIndexParams, column_index) + sizeof(std::int32_t*);
+constexpr std::int64_t kMaxEntry = std::numeric_limits<std::int32_t>::max();
 
 const std::int32_t* first_entry(const IndexList& list) {
   return list.view->data + list.sequence * list.view->stride[0] + list.head * list.view->stride[1];
@@ -28,7 +27,7 @@ const std::int32_t* first_entry(const IndexList& list) {
 
 Status check_view(const IndexView& view, const char* name) {
   for (int axis = 0; axis < 3; ++axis) {
-    if (view.shape[axis] < 0 || view.shape[axis] > kMaxLength) {
+    if (view.shape[axis] < 0 || view.shape[axis] > kMaxEntry) {
       return fail(Status::kInvalidArgument, "%s has shape[%d] %" PRId64 "; it must be in [0, 2^31)",
                   name, axis, view.shape[axis]);
     }
@@ -44,11 +43,6 @@ Status check_view(const IndexView& view, const char* name) {
 }
 
 Status check_shapes(const ConvertVsIndexParams& params) {
-  if (params.struct_size < kFirstSize) {
-    return fail(Status::kInvalidArgument,
-                "ConvertVsIndexParams has struct_size %" PRIu32 "; it must be at least %" PRIu32,
-                params.struct_size, kFirstSize);
-  }
   Status status = check_view(params.vertical_idx, "vertical_idx");
   if (status == Status::kOk) status = check_view(params.slash_idx, "slash_idx");
   if (status != Status::kOk) return status;
@@ -59,9 +53,13 @@ Status check_shapes(const ConvertVsIndexParams& params) {
                   params.slash_idx.shape[axis], params.vertical_idx.shape[axis]);
     }
   }
-  if (params.num_row_blocks < 0 || params.num_row_blocks > kMaxLength) {
+  if (params.num_row_blocks < 0 || params.num_row_blocks > kMaxEntry) {
     return fail(Status::kInvalidArgument, "num_row_blocks is %" PRId64 "; it must be in [0, 2^31)",
                 params.num_row_blocks);
+  }
+  if (params.device != Device::kCpu && params.device != Device::kCuda) {
+    return fail(Status::kInvalidArgument, "device is %d; it must be a value of Device",
+                static_cast<int>(params.device));
   }
   if (params.causal != 0 && params.causal != 1) {
     return fail(Status::kInvalidArgument, "causal is %" PRId32 "; it must be 0 or 1",
@@ -92,12 +90,16 @@ Status check_outputs(const ConvertVsIndexParams& params) {
   return Status::kOk;
 }
 
-Status check_lengths(const ConvertVsIndexParams& params) {
-  const std::int64_t batch = params.vertical_idx.shape[0];
-  if (batch == 0) return Status::kOk;
+/// What there must be whether or not the host can read it.
+Status check_length_pointers(const ConvertVsIndexParams& params) {
+  if (params.vertical_idx.shape[0] == 0) return Status::kOk;
   if (!params.q_seqlens) return fail(Status::kInvalidArgument, "q_seqlens is null");
   if (!params.kv_seqlens) return fail(Status::kInvalidArgument, "kv_seqlens is null");
-  for (std::int64_t b = 0; b < batch; ++b) {
+  return Status::kOk;
+}
+
+Status check_lengths(const ConvertVsIndexParams& params) {
+  for (std::int64_t b = 0; b < params.vertical_idx.shape[0]; ++b) {
     const std::int64_t q_len = params.q_seqlens[b], kv_len = params.kv_seqlens[b];
     if (q_len < 0 || q_len > params.num_row_blocks * plan::kRowBlock) {
       return fail(Status::kInvalidArgument,
@@ -123,7 +125,7 @@ Status check_lists(const ConvertVsIndexParams& params) {
   for (std::int64_t b = 0; b < params.vertical_idx.shape[0]; ++b) {
     const std::int64_t kv_len = params.kv_seqlens[b];
     // Segments of a longer prompt share one list: lines that reach no row of theirs are skipped.
-    const std::int64_t offset_limit = params.causal ? kv_len : kMaxLength;
+    const std::int64_t offset_limit = params.causal ? kv_len : kMaxEntry;
     for (std::int64_t head = 0; head < params.vertical_idx.shape[1]; ++head) {
       Status status = check_entries({&params.vertical_idx, "vertical_idx", b, head}, kv_len);
       if (status == Status::kOk) {
@@ -159,6 +161,44 @@ void convert_head(const ConvertVsIndexParams& params, plan::RowListInput input,
   }
 }
 
+/// Copies the caller's struct and checks what it says without its memory.
+Status prepare_convert(const ConvertVsIndexParams& params, ConvertVsIndexParams* copy) {
+  const Status status =
+      read_struct(params, "ConvertVsIndexParams",
+                  MINFERENCE_REQUIRED_SIZE(ConvertVsIndexParams, column_index), copy);
+  return status == Status::kOk ? check_shapes(*copy) : status;
+}
+
+Status convert_workspace_bytes(const ConvertVsIndexParams& params, std::size_t* bytes) {
+  if (params.device == Device::kCuda) return cuda::convert_workspace_bytes(params, bytes);
+  // The lists of one head, and room to align them: the caller's memory may start anywhere.
+  const std::int64_t entries = params.vertical_idx.shape[2] + params.slash_idx.shape[2];
+  *bytes = static_cast<std::size_t>(entries) * sizeof(std::int32_t) + alignof(std::int32_t) - 1;
+  return Status::kOk;
+}
+
+void convert_on_host(const ConvertVsIndexParams& params, void* workspace) {
+  const std::uintptr_t align = alignof(std::int32_t);
+  const std::uintptr_t skip = (align - reinterpret_cast<std::uintptr_t>(workspace) % align) % align;
+  auto* vertical = reinterpret_cast<std::int32_t*>(static_cast<unsigned char*>(workspace) + skip);
+  std::int32_t* slash = vertical + params.vertical_idx.shape[2];
+  const std::int64_t num_heads = params.vertical_idx.shape[1];
+  for (std::int64_t b = 0; b < params.vertical_idx.shape[0]; ++b) {
+    for (std::int64_t head = 0; head < num_heads; ++head) {
+      const plan::RowListInput input = {
+          .vertical = vertical,
+          .num_vertical = sort_list({&params.vertical_idx, nullptr, b, head}, vertical),
+          .slash = slash,
+          .num_slash = sort_list({&params.slash_idx, nullptr, b, head}, slash),
+          .q_len = params.q_seqlens[b],
+          .kv_len = params.kv_seqlens[b],
+          .is_causal = params.causal != 0,
+      };
+      convert_head(params, input, (b * num_heads + head) * params.num_row_blocks);
+    }
+  }
+}
+
 }  // namespace
 
 Status check_entries(const IndexList& list, std::int64_t limit) {
@@ -177,47 +217,31 @@ Status check_entries(const IndexList& list, std::int64_t limit) {
 }  // namespace core
 
 Status convert_vs_index_workspace_bytes(const ConvertVsIndexParams& params, std::size_t* bytes) {
-  const Status status = core::check_shapes(params);
+  ConvertVsIndexParams copy;
+  const Status status = core::prepare_convert(params, &copy);
   if (status != Status::kOk) return status;
   if (!bytes) return core::fail(Status::kInvalidArgument, "bytes is null");
-  // The lists of one head, and room to align them: the caller's memory may start anywhere.
-  const std::int64_t entries = params.vertical_idx.shape[2] + params.slash_idx.shape[2];
-  *bytes = static_cast<std::size_t>(entries) * sizeof(std::int32_t) + alignof(std::int32_t) - 1;
-  return Status::kOk;
+  return core::convert_workspace_bytes(copy, bytes);
 }
 
 Status convert_vs_index(const ConvertVsIndexParams& params, void* workspace, std::size_t bytes) {
+  ConvertVsIndexParams copy;
   std::size_t needed_bytes = 0;
-  Status status = convert_vs_index_workspace_bytes(params, &needed_bytes);
-  if (status == Status::kOk) status = core::check_outputs(params);
-  if (status == Status::kOk) status = core::check_lengths(params);
-  if (status == Status::kOk) status = core::check_lists(params);
+  Status status = core::prepare_convert(params, &copy);
+  if (status == Status::kOk) status = core::convert_workspace_bytes(copy, &needed_bytes);
+  if (status == Status::kOk) status = core::check_outputs(copy);
+  if (status == Status::kOk) status = core::check_length_pointers(copy);
+  const bool is_cuda = copy.device == Device::kCuda;
+  if (status == Status::kOk && !is_cuda) status = core::check_lengths(copy);
+  if (status == Status::kOk && !is_cuda) status = core::check_lists(copy);
   if (status != Status::kOk) return status;
   if (bytes < needed_bytes) {
     return core::fail(Status::kWorkspaceTooSmall, "workspace has %zu bytes; %zu are needed", bytes,
                       needed_bytes);
   }
   if (!workspace) return core::fail(Status::kInvalidArgument, "workspace is null");
-
-  const std::uintptr_t align = alignof(std::int32_t);
-  const std::uintptr_t skip = (align - reinterpret_cast<std::uintptr_t>(workspace) % align) % align;
-  auto* vertical = reinterpret_cast<std::int32_t*>(static_cast<unsigned char*>(workspace) + skip);
-  std::int32_t* slash = vertical + params.vertical_idx.shape[2];
-  const std::int64_t num_heads = params.vertical_idx.shape[1];
-  for (std::int64_t b = 0; b < params.vertical_idx.shape[0]; ++b) {
-    for (std::int64_t head = 0; head < num_heads; ++head) {
-      const plan::RowListInput input = {
-          .vertical = vertical,
-          .num_vertical = core::sort_list({&params.vertical_idx, nullptr, b, head}, vertical),
-          .slash = slash,
-          .num_slash = core::sort_list({&params.slash_idx, nullptr, b, head}, slash),
-          .q_len = params.q_seqlens[b],
-          .kv_len = params.kv_seqlens[b],
-          .is_causal = params.causal != 0,
-      };
-      core::convert_head(params, input, (b * num_heads + head) * params.num_row_blocks);
-    }
-  }
+  if (is_cuda) return cuda::convert(copy, workspace);
+  core::convert_on_host(copy, workspace);
   return Status::kOk;
 }
 

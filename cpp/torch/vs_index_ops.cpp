@@ -94,8 +94,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convert_vertical_slash_indexes_op(
   return named("convert_vertical_slash_indexes", [&] {
     constexpr std::int64_t kBlock = 64;
     const CallDevice device(vertical_indexes);
-    require(device.device() == Device::kCpu,
-            "vertical_indexes is on a GPU; the original lists are made on the CPU only");
     require(block_size_m == kBlock && block_size_n == kBlock, "block_size_M and block_size_N are ",
             block_size_m, " and ", block_size_n, "; only 64 is supported");
     require(context_size >= 0 && context_size < (std::int64_t{1} << 31), "context_size is ",
@@ -113,6 +111,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convert_vertical_slash_indexes_op(
         int32_vector(kv_seqlens, "kv_seqlens", batch, "one entry per batch row", device);
     params.num_row_blocks = rows;
     params.causal = causal;
+    params.device = device.device();
+    params.stream = current_stream(device);
 
     const std::int32_t int32 = aoti_torch_dtype_int32();
     const Tensor block_count = allocate<3>({batch, heads, rows}, int32, device);

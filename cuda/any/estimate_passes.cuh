@@ -8,6 +8,8 @@
 
 #include <cfloat>
 
+#include "device/bits.cuh"
+#include "device/exp2.cuh"
 #include "params.h"
 
 namespace minference::cuda {
@@ -15,14 +17,6 @@ namespace minference::cuda {
 inline constexpr int kTileKeys = 32;
 inline constexpr int kKeysOfLane = 4;
 inline constexpr int kRowOctets = kRowBlock / 8;
-inline constexpr unsigned kAllLanes = 0xffffffff;
-
-/// 2^x; what is below 2^-126 becomes 0.
-__device__ inline float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /// One warp's strip of one head.
 struct WarpStrip {

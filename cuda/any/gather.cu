@@ -44,7 +44,7 @@ __device__ void copy_rows(const GatheredRows& rows, const std::uint16_t* first_k
       const std::int32_t row = index / rows.vectors_per_row;
       vectors[i] = uint4{0, 0, 0, 0};
       if (row < rows.num_rows) {
-        const std::int32_t column = (index - row * rows.vectors_per_row) * kVector;
+        const std::int32_t column = (index - row * rows.vectors_per_row) * kVectorDims;
         const std::int32_t line = rows.lines[row];
         if (static_cast<std::uint32_t>(line) >= static_cast<std::uint32_t>(rows.num_keys)) continue;
         vectors[i] = load_vector<kIsAligned>(first_key + line * stride + column);
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
       .num_rows = static_cast<std::int32_t>(rows_left < kRowsPerBlock ? rows_left : kRowsPerBlock),
       .num_rows_out =
           static_cast<std::int32_t>(rows_left_out < kRowsPerBlock ? rows_left_out : kRowsPerBlock),
-      .vectors_per_row = call.head_dim / kVector};
+      .vectors_per_row = call.head_dim / kVectorDims};
   const std::int64_t out = row * rows.vectors_per_row;
   const std::int32_t head_kv = head / call.heads_per_kv;
   copy_rows<kIsAligned>(rows, row_of(params.k, sequence.batch, head_kv, sequence.kv_begin),
@@ -106,11 +106,9 @@ cudaError_t launch_gather(const GatherParams& params, cudaStream_t stream) {
   const Call& call = params.call;
   const std::int64_t items =
       num_items(params.plan.vertical_rows, call.sequences.count, kRowsPerBlock);
-  const auto is_aligned = [&](const Tensor& tensor) {
-    return has_vector_rows(tensor, call.sequences, call.num_heads_kv, call.sequences.seq_kv);
-  };
   const bool copies_values = params.v.data != nullptr && params.plan.gathered_v != nullptr;
-  const bool uses_vectors = is_aligned(params.k) && (!copies_values || is_aligned(params.v));
+  const bool uses_vectors =
+      has_aligned_rows(params.k) && (!copies_values || has_aligned_rows(params.v));
   return launch(uses_vectors ? gather_verticals<true> : gather_verticals<false>,
                 dim3(static_cast<unsigned>(items), call.num_heads_q), kThreads, 0, stream, params);
 }

@@ -29,6 +29,14 @@ cudaError_t launch_pool(const PoolParams& params, cudaStream_t stream);
 /// Key blocks of every row block: top-k of pooled scores, or the caller's lists.
 cudaError_t launch_list_tiles(const TileParams& params, cudaStream_t stream);
 
+/// out and lse from the parts that attention of a call with few tasks has left.
+cudaError_t launch_combine(const AttentionFwdParams& params, cudaStream_t stream);
+
+/// Mode kReference: the tiles and columns of every row block of heads with lines.
+cudaError_t launch_reference_lists(const ReferenceParams& params, cudaStream_t stream);
+/// The same for lines of any order, each of batch and heads its lists: sorts them first.
+cudaError_t launch_convert_lines(const ConvertParams& params, cudaStream_t stream);
+
 /// PlanStats of every head.
 cudaError_t launch_plan_stats(const StatsParams& params, cudaStream_t stream);
 

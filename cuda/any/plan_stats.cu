@@ -25,7 +25,7 @@ using Sum = cub::BlockReduce<std::int64_t, kThreads>;
 struct Tally {
   std::int64_t pieces;
   std::int64_t attended;
-  std::int64_t tiles;
+  std::int64_t listed;  // tiles and columns
 
   __device__ void add(std::int64_t num_pieces, std::int64_t pairs) {
     pieces += num_pieces;
@@ -65,24 +65,14 @@ __device__ void add_spans(const RowBlock& block, int lane, Tally* tally) {
   }
 }
 
-/// The lines of a head.
-struct Lines {
-  const plan::PlanChunk* chunks;
-  const std::int32_t* verticals;
-  const std::uint32_t* covered;
-  const std::uint32_t* slash_bits;
-  const std::uint32_t* vertical_bits;
-  std::int32_t num_chunks;
-  std::int32_t num_vertical;
-  bool is_exact;
-};
-
 /// A warp counts the chunks and vertical columns of a row block.
-__device__ void add_lines(const RowBlock& block, const Lines& lines, int lane, Tally* tally) {
-  for (std::int32_t i = lane; i < lines.num_chunks; i += 32) {
+__device__ void add_lines(const RowBlock& block, const Lines& lines, const RowBlockLists& lists,
+                          int lane, Tally* tally) {
+  const std::int32_t num_chunks = lines.mode == SlashMode::kReference ? 0 : lines.num_chunks;
+  for (std::int32_t i = lane; i < num_chunks; i += 32) {
     const plan::PlanChunk chunk = lines.chunks[i];
     if (!meets(block, chunk)) break;
-    if (lines.is_exact) {
+    if (lines.mode == SlashMode::kExact) {
       const auto rows = [&](int column) {
         return exact_rows(block, chunk, column, lines.slash_bits, lines.vertical_bits);
       };
@@ -97,21 +87,20 @@ __device__ void add_lines(const RowBlock& block, const Lines& lines, int lane, T
   for (std::int32_t first = 0; first < lines.num_vertical; first += 32) {
     if (lines.verticals[first] >= block.key_end) break;
     const std::int32_t i = first + lane;
-    const std::uint64_t rows =
-        i < lines.num_vertical
-            ? vertical_rows(block, lines.verticals[i], lines.is_exact ? nullptr : lines.covered)
-            : 0;
+    const bool is_attended =
+        i < lines.num_vertical && is_vertical_attended(block, lines, lists, lines.verticals[i]);
+    const std::uint64_t rows = is_attended ? causal_rows(block, lines.verticals[i]) : 0;
     const bool is_met = __any_sync(~0u, rows != 0);
     tally->add(is_met && lane == 0 ? 1 : 0, __popcll(rows & existing));
   }
 }
 
-/// A warp counts the listed key blocks of a row block.
-__device__ void add_tiles(const RowBlock& block, const std::int32_t* tiles, std::int32_t num_tiles,
-                          int lane, Tally* tally) {
-  if (lane == 0) tally->tiles += num_tiles;
-  for (std::int32_t half = lane; half < 2 * num_tiles; half += 32) {
-    const std::int32_t key = tiles[half / 2] * kRowBlock + half % 2 * kChunk;
+/// A warp counts the listed tiles of a row block.
+__device__ void add_tiles(const RowBlock& block, const RowBlockLists& lists, int lane,
+                          Tally* tally) {
+  if (lane == 0) tally->listed += lists.num_tiles + lists.num_columns;
+  for (std::int32_t half = lane; half < 2 * lists.num_tiles; half += 32) {
+    const std::int32_t key = lists.tiles[half / 2] * lists.keys_per_tile + half % 2 * kChunk;
     if (key + kChunk <= block.end - kRowBlock + 1) {
       tally->add(1, std::int64_t{kChunk} * block.num_rows);
     } else {
@@ -120,24 +109,20 @@ __device__ void add_tiles(const RowBlock& block, const std::int32_t* tiles, std:
   }
 }
 
-__device__ bool has_lines(const HeadPlan& plan) {
-  return plan.kind == PatternKind::kVerticalSlash || plan.kind == PatternKind::kVerticalSlashIndex;
-}
-
-__device__ bool has_tiles(const HeadPlan& plan) {
-  return plan.kind == PatternKind::kBlockSparse || plan.kind == PatternKind::kBlockIndex;
-}
-
-/// What attention reads of the plan. Mode kExact tests lines, mode kCover the cover.
+/// What attention reads of the plan: mode kExact tests lines, mode kCover the cover, mode
+/// kReference has lists.
 __device__ std::int64_t plan_bytes(const HeadPlan& plan, SlashMode mode, const Sequence& sequence,
-                                   std::int32_t num_blocks, std::int64_t num_tiles) {
-  std::int64_t words = std::int64_t{plan.num_vertical};
-  if (has_lines(plan)) {
-    words += num_bit_words(sequence.kv_len) * (mode == SlashMode::kExact ? 2 : 1);
+                                   std::int32_t num_blocks, std::int64_t num_listed) {
+  constexpr std::int64_t kWordsOfChunk = sizeof(plan::PlanChunk) / sizeof(std::int32_t);
+  std::int64_t words = plan.num_vertical;
+  if (has_tiles(plan)) words += num_listed + num_blocks;
+  if (has_lines(plan) && mode == SlashMode::kReference) {
+    words += num_listed + 2 * num_blocks;
+  } else if (has_lines(plan)) {
+    words += num_bit_words(sequence.kv_len) * (mode == SlashMode::kExact ? 2 : 1) +
+             plan.num_chunks * kWordsOfChunk;
   }
-  if (has_tiles(plan)) words += num_tiles + num_blocks;
-  return sizeof(HeadPlan) + words * std::int64_t{sizeof(std::int32_t)} +
-         plan.num_chunks * std::int64_t{sizeof(plan::PlanChunk)};
+  return sizeof(HeadPlan) + words * std::int64_t{sizeof(std::int32_t)};
 }
 
 /// Scores and statistics of an even number of strips, and the bit sets of the lines.
@@ -170,18 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     return;
   }
-  const std::int64_t words =
-      head * layer.bit_words.total + first_row(layer.bit_words, index, sequence.kv_begin);
-  const Lines lines = {.chunks = layer.chunks + head * layer.chunk_rows.total +
-                                 first_row(layer.chunk_rows, index, sequence.kv_begin),
-                       .verticals = layer.verticals + head * layer.vertical_rows.total +
-                                    first_row(layer.vertical_rows, index, sequence.kv_begin),
-                       .covered = layer.covered + words,
-                       .slash_bits = layer.slash_bits + words,
-                       .vertical_bits = layer.vertical_bits + words,
-                       .num_chunks = plan.num_chunks,
-                       .num_vertical = plan.num_vertical,
-                       .is_exact = params.call.mode == SlashMode::kExact};
+  const Lines lines = lines_of(layer, plan, params.call.mode, head, index, sequence);
   const std::int64_t first_block =
       head * layer.row_blocks.total + first_row(layer.row_blocks, index, sequence.q_begin);
   const std::int32_t num_blocks = static_cast<std::int32_t>(plan::num_row_blocks(num_rows));
@@ -189,18 +163,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   Tally tally{};
   for (std::int32_t i = threadIdx.x / 32; i < num_blocks; i += kWarps) {
     const RowBlock block = row_block_at(sequence, plan, i);
+    const RowBlockLists lists =
+        lists_of(layer, params.columns, plan, params.call.mode, first_block + i);
+    add_tiles(block, lists, lane, &tally);
     if (has_lines(plan)) {
-      add_lines(block, lines, lane, &tally);
-    } else if (has_tiles(plan)) {
-      const std::int64_t at = first_block + i;
-      add_tiles(block, layer.tiles + at * layer.max_tiles, layer.num_tiles[at], lane, &tally);
-    } else {
+      add_lines(block, lines, lists, lane, &tally);
+    } else if (!has_tiles(plan)) {
       add_spans(block, lane, &tally);
     }
   }
   tally.pieces = Sum(shared[0]).Sum(tally.pieces);
   tally.attended = Sum(shared[1]).Sum(tally.attended);
-  tally.tiles = Sum(shared[2]).Sum(tally.tiles);
+  tally.listed = Sum(shared[2]).Sum(tally.listed);
   if (threadIdx.x != 0) return;
   if (is_first) stats = {};
   stats.is_dense = plan.kind == PatternKind::kDense ? 1 : 0;
@@ -211,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   stats.attended_pairs += tally.attended;
   const std::int64_t first_keys = sequence.chunk_kv_len - num_rows + 1;  // of the first row
   stats.causal_pairs += num_rows * first_keys + num_rows * (num_rows - 1) / 2;
-  stats.plan_bytes = plan_bytes(plan, params.call.mode, sequence, num_blocks, tally.tiles);
+  stats.plan_bytes = plan_bytes(plan, params.call.mode, sequence, num_blocks, tally.listed);
   stats.estimation_bytes = plan.is_estimated != 0 ? estimation_bytes(params.strip, sequence) : 0;
 }
 

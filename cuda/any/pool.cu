@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kLoadsInFlight = 8;
-static_assert(kMaxHeadDim / kVector <= kThreads, "a row must fit the threads of a block");
+static_assert(kMaxHeadDim / kVectorDims <= kThreads, "a row must fit the threads of a block");
 
 /// A launch: grid y counts query heads, then kv heads.
 struct PoolTask {
@@ -31,11 +31,11 @@ static_assert(sizeof(PoolTask) <= 4096, "limit of kernel arguments");
 
 /// Adds 8 elements of type Element.
 template <class Element>
-__device__ void add_vector(const uint4& vector, float (&sums)[kVector]) {
-  Element elements[kVector];
+__device__ void add_vector(const uint4& vector, float (&sums)[kVectorDims]) {
+  Element elements[kVectorDims];
   memcpy(elements, &vector, sizeof(vector));
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) sums[i] += static_cast<float>(elements[i]);
+  for (int i = 0; i < kVectorDims; ++i) sums[i] += static_cast<float>(elements[i]);
 }
 
 /// Mean of `num_rows` rows, 1 to 64, by all threads of the block. mean: [head_dim]
@@ -44,12 +44,12 @@ __device__ void mean_of_rows(const std::uint16_t* rows, std::int64_t stride, std
                              std::int32_t head_dim, float* mean) {
   // Thread t owns 8 columns and every num_groups-th row; the groups' sums are added in order.
   // Its sums lie in two halves of 4, apart by half the banks: no two lanes meet in one.
-  __shared__ alignas(16) float partial[2][kThreads * kVector / 2 + 16];
-  const std::int32_t vectors_per_row = head_dim / kVector;
+  __shared__ alignas(16) float partial[2][kThreads * kVectorDims / 2 + 16];
+  const std::int32_t vectors_per_row = head_dim / kVectorDims;
   const std::int32_t num_groups = kThreads / vectors_per_row;
   const std::int32_t group = threadIdx.x / vectors_per_row;
-  const std::int32_t column = (threadIdx.x - group * vectors_per_row) * kVector;
-  float sums[kVector] = {};
+  const std::int32_t column = (threadIdx.x - group * vectors_per_row) * kVectorDims;
+  float sums[kVectorDims] = {};
   if (group < num_groups) {
     for (std::int32_t begin = group; begin < num_rows; begin += num_groups * kLoadsInFlight) {
       uint4 vectors[kLoadsInFlight];
@@ -68,7 +68,7 @@ __device__ void mean_of_rows(const std::uint16_t* rows, std::int64_t stride, std
   __syncthreads();
   for (std::int32_t i = threadIdx.x; i < head_dim; i += kThreads) {
     float sum = 0;
-    const float* const first = partial[i / 4 % 2] + i / kVector * 4 + i % 4;
+    const float* const first = partial[i / 4 % 2] + i / kVectorDims * 4 + i % 4;
     for (std::int32_t g = 0; g < num_groups; ++g) sum += first[g * head_dim / 2];
     mean[i] = sum / static_cast<float>(num_rows);
   }
@@ -122,8 +122,7 @@ cudaError_t launch_pool(const PoolParams& params, cudaStream_t stream) {
     task.kv_heads = kv_heads_of(heads, call);
     items = std::max(items, num_items(pooled.key_blocks, sequences.count, 1));
   }
-  const bool is_aligned = has_vector_rows(params.q, sequences, call.num_heads_q, sequences.seq_q) &&
-                          has_vector_rows(params.k, sequences, call.num_heads_kv, sequences.seq_kv);
+  const bool is_aligned = has_aligned_rows(params.q) && has_aligned_rows(params.k);
   const auto kernel =
       call.is_bfloat16
           ? (is_aligned ? pool_rows<__nv_bfloat16, true> : pool_rows<__nv_bfloat16, false>)

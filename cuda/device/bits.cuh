@@ -13,6 +13,7 @@
 namespace minference::cuda {
 
 inline constexpr int kWordGroup = 4;
+inline constexpr unsigned kAllLanes = 0xffffffff;  // of a warp
 
 __host__ __device__ inline std::int64_t num_bit_words(std::int64_t kv_len) {
   return (kv_len + 2 * kRowBlock + 1 + 127 >> 7) * kWordGroup;
@@ -22,14 +23,17 @@ __device__ inline bool test_bit(const std::uint32_t* words, std::int32_t bit) {
   return (words[bit >> 5] >> (bit & 31) & 1) != 0;
 }
 
-/// Bits [begin, begin + 64) as a word; those before 0 are 0. begin > -64.
+/// Bits [begin, begin + 32) as a word; those before 0 are 0.
+__device__ inline std::uint32_t bits32_at(const std::uint32_t* words, std::int32_t begin) {
+  if (begin >= 0) {
+    return __funnelshift_r(words[begin >> 5], words[(begin >> 5) + 1], begin & 31);
+  }
+  return begin > -32 ? words[0] << -begin : 0;
+}
+
+/// The same for [begin, begin + 64).
 __device__ inline std::uint64_t bits_at(const std::uint32_t* words, std::int32_t begin) {
-  const std::int32_t first = begin > 0 ? begin >> 5 : 0;
-  const int shift = begin > 0 ? begin & 31 : 0;
-  const std::uint32_t low = __funnelshift_r(words[first], words[first + 1], shift);
-  const std::uint32_t high = __funnelshift_r(words[first + 1], words[first + 2], shift);
-  const std::uint64_t bits = std::uint64_t{high} << 32 | low;
-  return begin < 0 ? bits << -begin : bits;
+  return std::uint64_t{bits32_at(words, begin + 32)} << 32 | bits32_at(words, begin);
 }
 
 /// Sets the bits [begin, begin + 32) whose bit of `bits` is set; none of them may lie before 0.

@@ -11,6 +11,7 @@
 
 #include "device/bits.cuh"
 #include "device/sequence.cuh"
+#include "plan/reference_lists.h"
 
 namespace minference::cuda {
 
@@ -59,8 +60,7 @@ __device__ inline std::uint64_t causal_rows(const RowBlock& block, std::int32_t 
   return t <= 0 ? 0 : kAllRows << (kRowBlock - t);
 }
 
-// ---- Spans: dense, a_shape, tri_shape
-// -------------------------------------------------------------
+// ---- Spans: dense, a_shape, tri_shape -----------------------------------------------------------
 
 inline constexpr int kMaxSpans = 2;
 
@@ -107,10 +107,8 @@ __device__ inline Span span_of(const RowBlock& block, int index) {
   return span;
 }
 
-/// Rows that attend a key of a span.
-__device__ inline std::uint64_t span_rows(const RowBlock& block, const Span& span,
-                                          std::int32_t key) {
-  if (key >= span.end) return 0;
+/// Rows that attend a key by the row block's window, if it has one, and causality.
+__device__ inline std::uint64_t attending_rows(const RowBlock& block, std::int32_t key) {
   std::uint64_t rows = kAllRows;
   if (block.has_window && key >= block.sink) {
     const std::int64_t t = block.end - key;
@@ -119,8 +117,46 @@ __device__ inline std::uint64_t span_rows(const RowBlock& block, const Span& spa
   return rows & causal_rows(block, key);
 }
 
-// ---- Lines
-// ----------------------------------------------------------------------------------------
+/// Rows that attend a key of a span.
+__device__ inline std::uint64_t span_rows(const RowBlock& block, const Span& span,
+                                          std::int32_t key) {
+  return key < span.end ? attending_rows(block, key) : 0;
+}
+
+// ---- Lines --------------------------------------------------------------------------------------
+
+__device__ inline bool has_lines(const HeadPlan& plan) {
+  return plan.kind == PatternKind::kVerticalSlash || plan.kind == PatternKind::kVerticalSlashIndex;
+}
+
+/// The lines of one head in a sequence.
+struct Lines {
+  const plan::PlanChunk* chunks;
+  const std::int32_t* verticals;
+  const std::uint32_t* covered;
+  const std::uint32_t* slash_bits;
+  const std::uint32_t* vertical_bits;
+  std::int32_t num_chunks;
+  std::int32_t num_vertical;
+  SlashMode mode;
+};
+
+/// `index`: the sequence's.
+__device__ inline Lines lines_of(const LayerPlan& layer, const HeadPlan& plan, SlashMode mode,
+                                 std::int32_t head, std::int32_t index, const Sequence& sequence) {
+  const std::int64_t words =
+      head * layer.bit_words.total + first_row(layer.bit_words, index, sequence.kv_begin);
+  return {.chunks = layer.chunks + head * layer.chunk_rows.total +
+                    first_row(layer.chunk_rows, index, sequence.kv_begin),
+          .verticals = layer.verticals + head * layer.vertical_rows.total +
+                       first_row(layer.vertical_rows, index, sequence.kv_begin),
+          .covered = layer.covered + words,
+          .slash_bits = layer.slash_bits + words,
+          .vertical_bits = layer.vertical_bits + words,
+          .num_chunks = plan.num_chunks,
+          .num_vertical = plan.num_vertical,
+          .mode = mode};
+}
 
 /// Whether a row block meets a chunk; those after the first that it does not meet are farther.
 __device__ inline bool meets(const RowBlock& block, const plan::PlanChunk& chunk) {
@@ -150,19 +186,55 @@ __device__ inline std::uint64_t exact_rows(const RowBlock& block, const plan::Pl
   return bits_at(slash_bits, block.end - key - kRowBlock);
 }
 
-/// Rows that attend a vertical column; `covered` is null in mode kExact, where slash lines leave
-/// verticals out.
-__device__ inline std::uint64_t vertical_rows(const RowBlock& block, std::int32_t key,
-                                              const std::uint32_t* covered) {
-  if (key >= block.key_end) return 0;
-  if (covered != nullptr && test_bit(covered, block.end - key)) return 0;
-  return causal_rows(block, key);
+// ---- Lists of row blocks ------------------------------------------------------------------------
+
+__device__ inline bool has_tiles(const HeadPlan& plan) {
+  return plan.kind == PatternKind::kBlockSparse || plan.kind == PatternKind::kBlockIndex;
 }
 
-// ---- Key blocks
-// -----------------------------------------------------------------------------------
+/// Tiles of 64 keys and single columns of one row block.
+struct RowBlockLists {
+  const std::int32_t* tiles;
+  std::int32_t num_tiles;
+  std::int32_t keys_per_tile;   ///< tiles are numbered in steps of it: 64, or 1 in mode kReference
+  const std::int32_t* columns;  ///< mode kReference
+  std::int32_t num_columns;
+};
 
-/// Rows that attend a key of a listed block.
+/// `list`: which of all row blocks of all heads.
+__device__ inline RowBlockLists lists_of(const LayerPlan& layer, const ColumnLists& columns,
+                                         const HeadPlan& plan, SlashMode mode, std::int64_t list) {
+  RowBlockLists lists{};
+  const bool has_reference_lists = has_lines(plan) && mode == SlashMode::kReference;
+  if (has_tiles(plan) || has_reference_lists) {
+    lists.tiles = layer.tiles + list * layer.max_tiles;
+    lists.num_tiles = layer.num_tiles[list];
+    lists.keys_per_tile = kRowBlock;
+  }
+  if (has_reference_lists) {
+    lists.keys_per_tile = 1;
+    lists.columns = columns.columns + list * columns.max_columns;
+    lists.num_columns = columns.num_columns[list];
+  }
+  return lists;
+}
+
+/// Whether an ascending list holds `value`.
+__device__ inline bool holds(const std::int32_t* list, std::int32_t count, std::int32_t value) {
+  const std::int64_t at = plan::count_below(list, count, value);
+  return at < count && list[at] == value;
+}
+
+/// Whether a row block attends a vertical column: not where a slash line covers it, in mode
+/// kReference only where it is listed, in mode kExact always, as slash lines leave it out.
+__device__ inline bool is_vertical_attended(const RowBlock& block, const Lines& lines,
+                                            const RowBlockLists& lists, std::int32_t key) {
+  if (key >= block.key_end) return false;
+  if (lines.mode == SlashMode::kCover) return !test_bit(lines.covered, block.end - key);
+  return lines.mode == SlashMode::kExact || holds(lists.columns, lists.num_columns, key);
+}
+
+/// Rows that attend a key of a listed tile.
 __device__ inline std::uint64_t tile_rows(const RowBlock& block, std::int32_t key) {
   return key < block.key_end ? causal_rows(block, key) : 0;
 }

@@ -7,23 +7,12 @@
 
 namespace minference::cuda {
 
-inline constexpr int kVector = 8;  // elements; head_dim is a multiple
-
-/// Whether every row of the tensor begins at a multiple of 16 bytes. Strides of axes of length 1
-/// may be anything and do not matter.
-inline bool has_vector_rows(const Tensor& tensor, const Sequences& sequences, std::int32_t heads,
-                            std::int32_t tokens) {
-  const bool has_batch = sequences.cu_seqlens_q == nullptr && sequences.count > 1;
-  return reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 &&
-         (!has_batch || tensor.stride_batch % kVector == 0) &&
-         (heads == 1 || tensor.stride_head % kVector == 0) &&
-         (tokens == 1 || tensor.stride_token % kVector == 0);
-}
+inline constexpr int kVectorDims = 8;  // elements; head_dim is a multiple
 
 /// First element of the row; all 16-bit types alike.
-__device__ inline const std::uint16_t* row_of(const Tensor& tensor, std::int32_t batch,
-                                              std::int32_t head, std::int32_t token) {
-  return static_cast<const std::uint16_t*>(tensor.data) + batch * tensor.stride_batch +
+__device__ inline std::uint16_t* row_of(const Tensor& tensor, std::int32_t batch, std::int32_t head,
+                                        std::int32_t token) {
+  return static_cast<std::uint16_t*>(tensor.data) + batch * tensor.stride_batch +
          head * tensor.stride_head + token * tensor.stride_token;
 }
 

@@ -1,4 +1,4 @@
-// The cases of attention_cpu_test, each with the reason it is there.
+// The cases of the attention tests of every backend, each with the reason it is there.
 #pragma once
 
 #include <cstdint>
@@ -226,5 +226,17 @@ inline const Case kCases[] = {
     {.reason = "no queries", .seq_q = 0, .seq_kv = 70},
     {.reason = "no batch", .batch = 0, .seq_q = 5, .seq_kv = 7},
 };
+
+/// A head whose lines cover everything, one whose may, and the caller's lists, which nothing
+/// replaces.
+inline const Case kFallbackCase = {.reason = "dense fallback",
+                                   .num_heads_q = 3,
+                                   .num_heads_kv = 1,
+                                   .seq_q = 200,
+                                   .seq_kv = 200,
+                                   .patterns = {{PatternKind::kVerticalSlash, {1000, 6096}},
+                                                {PatternKind::kVerticalSlash, {30, 100}},
+                                                kVsIndex},
+                                   .num_slash = 150};
 
 }  // namespace minference::test

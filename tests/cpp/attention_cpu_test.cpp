@@ -5,12 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
-#include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "attention_cases.h"
+#include "attention_check.h"
 #include "check.h"
 #include "cpu/reference/reference.h"
 #include "heap_tensor.h"
@@ -74,29 +74,6 @@ void poison_outputs(Problem& problem) {
   std::memset(problem.lse.data(), 0xFF, problem.lse.size());
 }
 
-/// Infinities and NaN in some values, NaN in the last key: only the last query may meet that one.
-void spoil_values(Problem& problem) {
-  const DType dtype = problem.args.v.dtype;
-  const std::int64_t seq_kv = problem.args.k.shape[2];
-  const auto store_bits = [&](void* element, std::uint32_t fp32_bits, std::uint16_t fp16_bits) {
-    const std::uint16_t bits =
-        dtype == DType::kFloat16 ? fp16_bits : static_cast<std::uint16_t>(fp32_bits >> 16);
-    if (dtype == DType::kFloat32) {
-      std::memcpy(element, &fp32_bits, sizeof fp32_bits);
-    } else {
-      std::memcpy(element, &bits, sizeof bits);
-    }
-  };
-  for (std::int64_t h = 0; h < problem.args.k.shape[1]; ++h) {
-    for (std::int64_t key : {9, 70, 135}) {
-      store_bits(problem.v.at(0, h, key + h, 0), 0x7F800000, 0x7C00);            // inf
-      store_bits(problem.v.at(0, h, key + h, 1 + key % 2), 0xFF800000, 0xFC00);  // -inf
-      store_bits(problem.v.at(0, h, key + h, 3), 0x7FC00000, 0x7E00);            // NaN
-    }
-    store_bits(problem.k.at(0, h, seq_kv - 1, 2), 0x7FC00000, 0x7E00);
-  }
-}
-
 Problem make_problem(const Case& c, DType dtype, unsigned seed = 0) {
   Problem problem;
   std::mt19937 generator(static_cast<unsigned>(1000 * c.seq_q + c.seq_kv) + 1000000 * seed);
@@ -133,7 +110,7 @@ Problem make_problem(const Case& c, DType dtype, unsigned seed = 0) {
     fill_rows(problem.k, b, begin, c.seq_kv, 1, generator);
     fill_rows(problem.v, b, begin, c.seq_kv, 1, generator);
   }
-  if (c.has_nonfinite) spoil_values(problem);
+  if (c.has_nonfinite) spoil_values(problem.k, problem.v);
   for (std::int64_t head = 0; head < c.num_heads_q; ++head) {
     problem.patterns.push_back(c.patterns[head % c.patterns.size()]);
   }
@@ -145,75 +122,8 @@ Problem make_problem(const Case& c, DType dtype, unsigned seed = 0) {
   return problem;
 }
 
-/// Rounding of one value to dtype: half a unit in the last place, relative.
-double rounding(DType dtype) {
-  return dtype == DType::kFloat32 ? 0x1p-24 : dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-9;
-}
-
-/// Twice the error of an honest kernel: fp32 sums of scores, p rounded to dtype (independent
-/// errors, hence `spread`), out rounded once.
-double tolerance(const reference::Result& expected, std::size_t n, DType dtype) {
-  const double unit = rounding(dtype);
-  const double smallest = dtype == DType::kFloat16 ? 0x1p-24 : 0;
-  return 2 * unit * std::abs(expected.out[n]) + 8 * unit * expected.spread[n] +
-         2e-5 * expected.weight[n] + smallest + 1e-7;
-}
-
-/// lse: sums of exponentials in fp32. The bfloat16 kernels may take an exponential that is good to
-/// 8e-5, far below the rounding of p (2e-3).
-double lse_tolerance(double lse, DType dtype) {
-  return (dtype == DType::kBFloat16 ? 1e-4 : 2e-5) * std::max(1.0, std::abs(lse));
-}
-
-/// Scores closer than this, relative to the largest one, may be ranked either way.
-double tie_tolerance(DType dtype) { return dtype == DType::kBFloat16 ? 4e-4 : 1e-5; }
-
-/// Infinities and NaN by position, else within `tolerance`.
-bool is_close(double found, double expected, double tolerance) {
-  if (std::isnan(expected)) return std::isnan(found);
-  if (std::isinf(expected)) return found == expected;
-  return std::abs(found - expected) <= tolerance;  // false for NaN
-}
-
-/// Compares out and lse of `problem` with what they must be, and that nothing else was written.
 void compare(const Problem& problem, const reference::Result& expected, const std::string& what) {
-  const TensorView& out = problem.args.out;
-  HeapBytes untouched =
-      problem.out.bytes.size() ? HeapBytes(problem.out.bytes.size()) : HeapBytes();
-  std::memcpy(untouched.data(), problem.out.bytes.data(), untouched.size());
-  std::size_t row_idx = 0;
-  for (std::int64_t b = 0; b < out.shape[0]; ++b) {
-    for (std::int64_t h = 0; h < out.shape[1]; ++h) {
-      for (std::int64_t r = 0; r < out.shape[2]; ++r, ++row_idx) {
-        const double lse = expected.lse[row_idx];
-        if (problem.args.lse) {
-          const std::int64_t* stride = problem.args.lse_stride;
-          const double found = problem.args.lse[b * stride[0] + h * stride[1] + r * stride[2]];
-          CHECK(is_close(found, lse, lse_tolerance(lse, out.dtype)),
-                "%s: lse[%d,%d,%d] is %g, expected %g", what.c_str(), int(b), int(h), int(r), found,
-                lse);
-        }
-        const bool is_empty = lse == -std::numeric_limits<double>::infinity();
-        const std::vector<double> row = reference::load_row(out, b, h, r);
-        std::size_t bad = 0;
-        bool is_good = true;
-        for (std::size_t d = 0; d < row.size() && is_good; ++d) {
-          const std::size_t n = row_idx * row.size() + d;
-          const double allowed = is_empty ? 0 : tolerance(expected, n, out.dtype);
-          is_good = is_close(row[d], expected.out[n], allowed);
-          if (!is_good) bad = d;
-        }
-        const std::size_t n = row_idx * row.size() + bad;
-        CHECK(is_good, "%s: out[%d,%d,%d,%d] is %g, expected %g +- %g", what.c_str(), int(b),
-              int(h), int(r), int(bad), row[bad], expected.out[n],
-              tolerance(expected, n, out.dtype));
-        const auto offset =
-            static_cast<unsigned char*>(problem.out.at(b, h, r, 0)) - problem.out.bytes.data();
-        std::memset(untouched.data() + offset, 0xFF, row.size() * element_bytes(out.dtype));
-      }
-    }
-  }
-  CHECK(untouched.is_poisoned(), "%s: memory between the rows of out was written", what.c_str());
+  compare(problem.args, problem.out, expected, what);
 }
 
 /// Memory of exactly `bytes`, at an odd address.
@@ -221,20 +131,9 @@ HeapBytes make_workspace(std::size_t bytes) { return HeapBytes(bytes, 1); }
 
 void run_sparse(Problem& problem, const std::string& what) {
   poison_outputs(problem);
-  // Sizes must not depend on data that may not exist yet.
-  AttentionArgs shapes_only = problem.args;
-  shapes_only.q.data = shapes_only.k.data = shapes_only.v.data = shapes_only.out.data = nullptr;
-  std::size_t bytes = 0, bytes_of_shapes = 0;
-  Status status = sparse_attention_supports(problem.args, problem.params);
-  CHECK(status == Status::kOk, "%s: supports: %s", what.c_str(), last_error());
-  status = sparse_attention_workspace_bytes(problem.args, problem.params, &bytes);
-  CHECK(status == Status::kOk, "%s: workspace_bytes: %s", what.c_str(), last_error());
-  status = sparse_attention_workspace_bytes(shapes_only, problem.params, &bytes_of_shapes);
-  CHECK(status == Status::kOk, "%s: workspace_bytes without data: %s", what.c_str(), last_error());
-  CHECK(bytes == bytes_of_shapes, "%s: %zu bytes, without data %zu", what.c_str(), bytes,
-        bytes_of_shapes);
+  const std::size_t bytes = checked_workspace_bytes(problem.args, problem.params, what);
   const HeapBytes workspace = make_workspace(bytes);
-  status = sparse_attention(problem.args, problem.params, workspace.data(), bytes);
+  const Status status = sparse_attention(problem.args, problem.params, workspace.data(), bytes);
   CHECK(status == Status::kOk, "%s: %s", what.c_str(), last_error());
 }
 
@@ -411,15 +310,7 @@ void test_ops(DType dtype) {
 
 /// With dense_fallback a head is what plan_stats says it is, and lists are never replaced.
 void test_dense_fallback() {
-  const Case c = {.reason = "",
-                  .num_heads_q = 3,
-                  .num_heads_kv = 1,
-                  .seq_q = 200,
-                  .seq_kv = 200,
-                  .patterns = {{PatternKind::kVerticalSlash, {1000, 6096}},
-                               {PatternKind::kVerticalSlash, {30, 100}},
-                               kVsIndex},
-                  .num_slash = 150};
+  const Case& c = kFallbackCase;
   Problem problem = make_problem(c, DType::kFloat32);
   problem.params.dense_fallback = 1;
   std::size_t bytes = 0;
@@ -430,11 +321,7 @@ void test_dense_fallback() {
   CHECK(plan_stats(problem.args, problem.params, stats, workspace.data(), bytes) == Status::kOk,
         "%s", last_error());
   run_sparse(problem, "dense fallback");
-  CHECK(stats[0].is_dense == 1, "lines that cover everything are planned as lines");
-  CHECK(stats[2].is_dense == 0, "lists of the caller are replaced by dense attention");
-  for (int head = 0; head < 3; ++head) {
-    if (stats[head].is_dense) problem.patterns[head] = kDense;
-  }
+  expect_fallback(stats, &problem.patterns);
   compare(problem, reference::attention(problem.args, problem.params), "dense fallback");
 }
 

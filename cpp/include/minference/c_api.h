@@ -251,6 +251,8 @@ typedef struct MinferenceConvertVsIndexParams {
   int32_t* block_offset;             ///< [batch, num_heads, R, slash count], keys
   int32_t* column_count;             ///< [batch, num_heads, R]
   int32_t* column_index;             ///< [batch, num_heads, R, vertical count], keys
+  MinferenceDevice device;
+  void* stream;  ///< cudaStream_t; ignored on the CPU
 } MinferenceConvertVsIndexParams;
 #define MINFERENCE_CONVERT_VS_INDEX_PARAMS_INIT \
   {sizeof(MinferenceConvertVsIndexParams),      \
@@ -263,11 +265,13 @@ typedef struct MinferenceConvertVsIndexParams {
    NULL,                                        \
    NULL,                                        \
    NULL,                                        \
+   NULL,                                        \
+   MINFERENCE_CPU,                              \
    NULL}
 
 MINFERENCE_API MinferenceStatus minference_convert_vs_index_workspace_bytes(
     const MinferenceConvertVsIndexParams* params, size_t* bytes);
-/// Runs on the calling thread, on host memory.
+/// On the CPU it runs on the calling thread.
 MINFERENCE_API MinferenceStatus minference_convert_vs_index(
     const MinferenceConvertVsIndexParams* params, void* workspace, size_t bytes);
 

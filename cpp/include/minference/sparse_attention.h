@@ -74,7 +74,9 @@ MINFERENCE_API Status sparse_attention_supports(const AttentionArgs& args,
                                                 const SparseAttentionParams& params);
 /// Bytes of workspace run() needs for these arguments and the kernel that is chosen for them. Reads
 /// the patterns, on the CPU also cu_seqlens_* and first_valid_key; data of tensors and index lists
-/// may be null. With device CUDA it needs a device: the current one where q and k are null.
+/// may be null. With device CUDA it needs a device: the current one where q and k are null. The
+/// answer is for these shapes and that device: a call of few queries cuts its keys in parts, whose
+/// results take memory that a call of more queries does without.
 MINFERENCE_API Status sparse_attention_workspace_bytes(const AttentionArgs& args,
                                                        const SparseAttentionParams& params,
                                                        std::size_t* bytes);

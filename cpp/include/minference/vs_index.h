@@ -42,7 +42,10 @@ MINFERENCE_API Status estimate_vs_index(const AttentionArgs& args, const VsIndex
 /// kept, lists are read within their bounds, duplicates count once. A vertical at or past kv_len is
 /// an error; so is an offset at or past kv_len if causal. Otherwise offsets that reach no row are
 /// skipped: segments of a longer prompt share one list.
-/// Runs on the calling thread, on host memory; workspace of any alignment.
+/// On the CPU it runs on the calling thread, on host memory. With device CUDA all of it is memory
+/// of one GPU, the call enqueues on `stream`, and what the host cannot read is not checked: entries
+/// out of range are ignored, a row with lengths that break the rules has empty lists. Workspace of
+/// any alignment.
 struct ConvertVsIndexParams {
   std::uint32_t struct_size = sizeof(ConvertVsIndexParams);
   const std::int32_t* q_seqlens = nullptr;   ///< [batch] queries of each row
@@ -58,6 +61,8 @@ struct ConvertVsIndexParams {
   std::int32_t* column_count = nullptr;  ///< [batch, num_heads, R]
   /// [batch, num_heads, R, vertical count], ascending; 0 past the count
   std::int32_t* column_index = nullptr;
+  Device device = Device::kCpu;
+  void* stream = nullptr;  ///< cudaStream_t of the lists' device; ignored on the CPU
 };
 
 MINFERENCE_API Status convert_vs_index_workspace_bytes(const ConvertVsIndexParams& params,

@@ -1,6 +1,8 @@
 // Calls on CUDA that must be refused: a status, a sentence that names the argument, and nothing
 // written. Also what device memory may hold without harm: lengths that make no sense.
 //
+// Over 600 lines: because all of them need the answers of one program, below, to the runtime.
+//
 // Some questions that the library asks the runtime are answered by this program, so that it meets
 // machines of other kinds: one whose GPU cannot read ordinary host memory (the emulator's says it
 // can), one whose GPU is too old or has less shared memory, one without any, one with two.
@@ -122,7 +124,7 @@ const Case kShape = {.reason = "bad call",
                      .seq_kv = 130,
                      .patterns = {kVs, kVsIndex, kBlockIndex, kTopK}};
 
-/// Valid arguments of both ops, to be spoiled.
+/// Valid arguments of three ops, to be spoiled.
 struct CudaFixture {
   explicit CudaFixture(const Case& shape = kShape, DType dtype = DType::kBFloat16)
       : layer(shape, dtype),
@@ -139,23 +141,44 @@ struct CudaFixture {
     vs_index.slash_idx = slash.as<std::int32_t>();
     vs_index.vertical_count = vs_index.slash_count = shape.seq_kv;
     plan_stats_out = stats.as<PlanStats>();
-    std::size_t more = 0;
+    std::size_t of_plan = 0, of_attention = 0;
     CHECK(estimate_vs_index_workspace_bytes(args, vs_index, &bytes) == Status::kOk, "%s",
           last_error());
-    CHECK(plan_stats_workspace_bytes(args, sparse, &more) == Status::kOk, "%s", last_error());
-    bytes = std::max(bytes, more);
+    CHECK(plan_stats_workspace_bytes(args, sparse, &of_plan) == Status::kOk, "%s", last_error());
+    CHECK(sparse_attention_workspace_bytes(args, sparse, &of_attention) == Status::kOk, "%s",
+          last_error());
+    bytes = std::max({bytes, of_plan, of_attention});
     memory = DeviceBytes(bytes);
     workspace = memory.data();
-    for (const DeviceBytes* output : {&vertical, &slash, &scores, &stats}) output->fill(0x7F);
+    poison();
+  }
+  std::vector<const DeviceBytes*> outputs() const {
+    return {&vertical, &slash, &scores, &stats, &layer.device_out, &layer.device_lse};
+  }
+  void poison() const {
+    for (const DeviceBytes* output : outputs()) output->fill(0x7F);
   }
   bool is_untouched() const {
-    for (const DeviceBytes* output : {&vertical, &slash, &scores, &stats}) {
+    for (const DeviceBytes* output : outputs()) {
       if (!output->holds_only(0x7F)) return false;
     }
     return true;
   }
+  bool has_guards() const {
+    for (const DeviceBytes* output : outputs()) {
+      if (!output->has_guards()) return false;
+    }
+    return memory.has_guards();
+  }
   Status estimate() const { return estimate_vs_index(args, vs_index, workspace, bytes); }
   Status plan() const { return plan_stats(args, sparse, plan_stats_out, workspace, bytes); }
+  Status attend() const { return sparse_attention(args, sparse, workspace, bytes); }
+  void set_dtype(DType dtype) {
+    args.q.dtype = args.k.dtype = args.v.dtype = args.out.dtype = dtype;
+  }
+  void set_head_dim(std::int64_t head_dim) {
+    args.q.shape[3] = args.k.shape[3] = args.v.shape[3] = args.out.shape[3] = head_dim;
+  }
   template <class T>
   T* host() const {
     return reinterpret_cast<T*>(host_memory.data());
@@ -173,7 +196,7 @@ struct CudaFixture {
   std::size_t bytes = 0;
 };
 
-enum Ops { kEstimate = 1, kPlan = 2, kBoth = 3 };
+enum Ops { kEstimate = 1, kPlan = 2, kAttend = 4, kPlans = 6, kAll = 7 };
 
 struct BadCall {
   Refusal refusal;
@@ -183,12 +206,19 @@ struct BadCall {
 };
 
 const BadCall kBadCalls[] = {
-    {{"q on the host", {"q"}}, kBoth, [](CudaFixture& f) { f.args.q.data = f.host<void>(); }},
-    {{"k on the host", {"k"}}, kBoth, [](CudaFixture& f) { f.args.k.data = f.host<void>(); }},
-    {{"q null", {"q"}}, kBoth, [](CudaFixture& f) { f.args.q.data = nullptr; }},
-    {{"k null", {"k"}}, kBoth, [](CudaFixture& f) { f.args.k.data = nullptr; }},
+    {{"q on the host", {"q"}}, kAll, [](CudaFixture& f) { f.args.q.data = f.host<void>(); }},
+    {{"k on the host", {"k"}}, kAll, [](CudaFixture& f) { f.args.k.data = f.host<void>(); }},
+    {{"v on the host", {"v"}}, kAttend, [](CudaFixture& f) { f.args.v.data = f.host<void>(); }},
+    {{"out on the host", {"out"}},
+     kAttend,
+     [](CudaFixture& f) { f.args.out.data = f.host<void>(); }},
+    {{"lse on the host", {"lse"}}, kAttend, [](CudaFixture& f) { f.args.lse = f.host<float>(); }},
+    {{"v null", {"v"}}, kAttend, [](CudaFixture& f) { f.args.v.data = nullptr; }},
+    {{"out is q", {"out"}}, kAttend, [](CudaFixture& f) { f.args.out.data = f.args.q.data; }},
+    {{"q null", {"q"}}, kAll, [](CudaFixture& f) { f.args.q.data = nullptr; }},
+    {{"k null", {"k"}}, kAll, [](CudaFixture& f) { f.args.k.data = nullptr; }},
     {{"first_valid_key on the host", {"first_valid_key"}},
-     kBoth,
+     kAll,
      [](CudaFixture& f) { f.args.first_valid_key = f.host<std::int32_t>(); }},
     {{"cu_seqlens on the host", {"cu_seqlens_q", "cu_seqlens_kv"}},
      kEstimate,
@@ -204,13 +234,13 @@ const BadCall kBadCalls[] = {
      },
      true},
     {{"vertical_idx on the host", {"vertical_idx"}},
-     kPlan,
+     kPlans,
      [](CudaFixture& f) { f.sparse.vertical_idx.data = f.host<std::int32_t>(); }},
     {{"slash_idx on the host", {"slash_idx"}},
-     kPlan,
+     kPlans,
      [](CudaFixture& f) { f.sparse.slash_idx.data = f.host<std::int32_t>(); }},
     {{"block_idx on the host", {"block_idx"}},
-     kPlan,
+     kPlans,
      [](CudaFixture& f) { f.sparse.block_idx.data = f.host<std::int32_t>(); }},
     {{"estimated vertical_idx on the host", {"vertical_idx"}},
      kEstimate,
@@ -232,26 +262,19 @@ const BadCall kBadCalls[] = {
      [](CudaFixture& f) { f.plan_stats_out = f.host<PlanStats>(); }},
     {{"stats null", {"stats"}}, kPlan, [](CudaFixture& f) { f.plan_stats_out = nullptr; }},
     {{"workspace on the host", {"workspace"}},
-     kBoth,
+     kAll,
      [](CudaFixture& f) { f.workspace = f.host<void>(); }},
-    {{"workspace null", {"workspace"}}, kBoth, [](CudaFixture& f) { f.workspace = nullptr; }},
+    {{"workspace null", {"workspace"}}, kAll, [](CudaFixture& f) { f.workspace = nullptr; }},
     {{"a workspace of 255 bytes", {"workspace"}, Status::kWorkspaceTooSmall},
-     kBoth,
+     kAll,
      [](CudaFixture& f) { f.bytes = 255; }},
     {{"float32", {"q", "float32"}, Status::kUnsupported},
-     kBoth,
-     [](CudaFixture& f) { f.args.q.dtype = f.args.k.dtype = DType::kFloat32; },
+     kAll,
+     [](CudaFixture& f) { f.set_dtype(DType::kFloat32); },
      true},
-    {{"mode reference", {"mode"}, Status::kUnsupported},
-     kPlan,
-     [](CudaFixture& f) { f.sparse.mode = SlashMode::kReference; },
-     true},
-    {{"head_dim 12", {"head_dim"}},
-     kBoth,
-     [](CudaFixture& f) { f.args.q.shape[3] = f.args.k.shape[3] = 12; },
-     true},
+    {{"head_dim 12", {"head_dim"}}, kAll, [](CudaFixture& f) { f.set_head_dim(12); }, true},
     {{"estimate_every 63", {"estimate_every"}},
-     kPlan,
+     kPlans,
      [](CudaFixture& f) { f.sparse.estimate_every = 63; },
      true},
     {{"vertical_count less than any length may need", {"vertical_count"}},
@@ -263,7 +286,7 @@ const BadCall kBadCalls[] = {
      [](CudaFixture& f) { f.vs_index.slash_count = 49; },
      true},
     {{"block lists without a row block", {"block_idx"}},
-     kPlan,
+     kPlans,
      [](CudaFixture& f) { f.sparse.block_idx.shape[2] = 1; },
      true},
 };
@@ -284,6 +307,12 @@ void test_bad_calls() {
       CHECK(status == (bad.is_supports_bad ? bad.refusal.status : Status::kOk),
             "plan_stats_supports with %s: %s", bad.refusal.what, status_string(status));
     }
+    if (bad.ops & kAttend) {
+      check_refusal(f.attend(), bad.refusal, "sparse_attention");
+      const Status status = sparse_attention_supports(f.args, f.sparse);
+      CHECK(status == (bad.is_supports_bad ? bad.refusal.status : Status::kOk),
+            "sparse_attention_supports with %s: %s", bad.refusal.what, status_string(status));
+    }
     wait_for_device(bad.refusal.what);
     CHECK(f.is_untouched(), "%s: something was written", bad.refusal.what);
   }
@@ -302,6 +331,7 @@ void test_too_many_heads() {
   const CudaFixture f(shape);
   CHECK(f.plan() == Status::kOk, "256 heads: %s", last_error());
   CHECK(f.estimate() == Status::kOk, "256 heads: %s", last_error());
+  CHECK(f.attend() == Status::kOk, "256 heads: %s", last_error());
   wait_for_device("256 heads");
 }
 
@@ -314,6 +344,9 @@ void test_machines() {
     check_refusal(f.estimate(), bad, "estimate_vs_index");
     check_refusal(plan_stats_supports(f.args, f.sparse), bad, "plan_stats_supports");
     check_refusal(f.plan(), bad, "plan_stats");
+    check_refusal(sparse_attention_supports(f.args, f.sparse), bad, "sparse_attention_supports");
+    check_refusal(f.attend(), bad, "sparse_attention");
+    check_refusal(dense_attention_supports(f.args), bad, "dense_attention_supports");
     wait_for_device(bad.what);
     CHECK(f.is_untouched(), "%s: something was written", bad.what);
   };
@@ -346,16 +379,61 @@ void test_readable_host_memory() {
   must(cudaFreeHost(memory), "cudaFreeHost");
 }
 
-/// Attention itself has no CUDA kernel in this version.
-void test_attention() {
-  CudaFixture f;
-  f.args.out = f.layer.host.q;  // anything else than q
-  check_refusal(sparse_attention_supports(f.args, f.sparse),
-                {"device CUDA", {"CUDA"}, Status::kUnsupported}, "sparse_attention_supports");
-  check_refusal(sparse_attention(f.args, f.sparse, f.workspace, f.bytes),
-                {"device CUDA", {"CUDA"}, Status::kUnsupported}, "sparse_attention");
-  check_refusal(dense_attention_supports(f.args), {"device CUDA", {"CUDA"}, Status::kUnsupported},
-                "dense_attention_supports");
+/// More thread blocks than a grid has room for.
+void test_too_many_tasks() {
+  const CudaFixture f;
+  AttentionArgs args = f.args;
+  for (TensorView* view : {&args.q, &args.k, &args.v, &args.out}) {
+    view->shape[0] = 1 << 20;
+    view->shape[2] = 1 << 17;
+  }
+  SparseAttentionParams params = f.sparse;
+  const HeadPattern dense[4] = {};
+  params.head_patterns = dense;
+  check_refusal(sparse_attention_supports(args, params),
+                {"2^32 thread blocks", {"q"}, Status::kUnsupported}, "sparse_attention_supports");
+}
+
+void test_bad_conversions() {
+  const DeviceBytes memory(1024);
+  const std::vector<std::int32_t> on_host(8);
+  ConvertVsIndexParams good;
+  good.device = Device::kCuda;
+  auto* const words = memory.as<std::int32_t>();
+  good.q_seqlens = good.kv_seqlens = words;
+  good.vertical_idx =
+      good.slash_idx = {.data = words, .shape = {1, 1, 3, 0}, .stride = {3, 3, 1, 0}};
+  good.num_row_blocks = 2;
+  good.block_count = good.block_offset = good.column_count = good.column_index = words;
+  std::size_t bytes = 0;
+  CHECK(convert_vs_index_workspace_bytes(good, &bytes) == Status::kOk, "%s", last_error());
+  const DeviceBytes workspace(bytes);
+  const auto refused = [&](const Refusal& bad, const auto& spoil) {
+    ConvertVsIndexParams params = good;
+    spoil(&params);
+    check_refusal(convert_vs_index(params, workspace.data(), bytes), bad, "convert_vs_index");
+  };
+  using Params = ConvertVsIndexParams*;
+  refused({"q_seqlens null", {"q_seqlens"}}, [](Params p) { p->q_seqlens = nullptr; });
+  refused({"kv_seqlens on the host", {"kv_seqlens"}},
+          [&](Params p) { p->kv_seqlens = on_host.data(); });
+  refused({"slash_idx on the host", {"slash_idx"}},
+          [&](Params p) { p->slash_idx.data = on_host.data(); });
+  refused({"a list too long to sort", {"slash_idx"}, Status::kUnsupported},
+          [](Params p) { p->slash_idx.shape[2] = (1 << 24) + 1; });
+  refused({"2^32 lists", {"vertical_idx"}, Status::kUnsupported}, [](Params p) {
+    for (IndexView* view : {&p->vertical_idx, &p->slash_idx}) {
+      view->shape[0] = view->shape[1] = 1 << 16;
+      view->stride[0] = view->stride[1] = 0;
+    }
+  });
+  refused({"2^32 thread blocks", {"num_row_blocks"}, Status::kUnsupported}, [](Params p) {
+    p->vertical_idx.shape[0] = p->slash_idx.shape[0] = 1 << 10;
+    p->num_row_blocks = std::int64_t{1} << 30;
+  });
+  check_refusal(convert_vs_index(good, words, bytes - 1),
+                {"too little workspace", {"workspace"}, Status::kWorkspaceTooSmall},
+                "convert_vs_index");
 }
 
 /// Lengths are in device memory: what the host cannot check must not do harm. The emulator sees
@@ -373,10 +451,9 @@ void test_senseless_lengths() {
       f.layer.device_cu_kv.write(kv.data());
       CHECK(f.estimate() == Status::kOk, "%s", last_error());
       CHECK(f.plan() == Status::kOk, "%s", last_error());
+      CHECK(f.attend() == Status::kOk, "%s", last_error());
       wait_for_device("senseless cu_seqlens");
-      for (const DeviceBytes* memory : {&f.vertical, &f.slash, &f.stats, &f.memory}) {
-        CHECK(memory->has_guards(), "senseless cu_seqlens: memory around a buffer was written");
-      }
+      CHECK(f.has_guards(), "senseless cu_seqlens: memory around a buffer was written");
     }
   }
   shape = kShape;
@@ -387,7 +464,9 @@ void test_senseless_lengths() {
     f.layer.device_first_valid.write(bad.data());
     CHECK(f.estimate() == Status::kOk, "%s", last_error());
     CHECK(f.plan() == Status::kOk, "%s", last_error());
+    CHECK(f.attend() == Status::kOk, "%s", last_error());
     wait_for_device("senseless first_valid_key");
+    CHECK(f.has_guards(), "senseless first_valid_key: memory around a buffer was written");
   }
 }
 
@@ -400,12 +479,14 @@ void test_no_queries() {
       shape.seq_kv = num_keys;
       CudaFixture f(shape);
       f.args.q.data = nullptr;
-      if (num_keys == 0) f.args.k.data = nullptr;
+      f.args.out.data = nullptr;
+      if (num_keys == 0) f.args.k.data = f.args.v.data = nullptr;
       second_device.is_there = is_on_second;
       CHECK(estimate_vs_index_supports(f.args, f.vs_index) == Status::kOk, "%s", last_error());
       CHECK(plan_stats_supports(f.args, f.sparse) == Status::kOk, "%s", last_error());
       CHECK(f.estimate() == Status::kOk, "no queries: %s", last_error());
       CHECK(f.plan() == Status::kOk, "no queries: %s", last_error());
+      CHECK(f.attend() == Status::kOk, "no queries: %s", last_error());
       CHECK(second_device.current == 0, "no queries: device %d is left current",
             second_device.current);
       // Without k, too: the workspace and the lists are there.
@@ -420,9 +501,7 @@ void test_no_queries() {
                   stats.computed_pairs == 0 && stats.attended_pairs == 0 && stats.causal_pairs == 0,
               "no queries: something is computed");
       }
-      for (const DeviceBytes* memory : {&f.vertical, &f.slash, &f.stats, &f.memory}) {
-        CHECK(memory->has_guards(), "no queries: memory around a buffer was written");
-      }
+      CHECK(f.has_guards(), "no queries: memory around a buffer was written");
     }
   }
 }
@@ -434,6 +513,7 @@ void test_second_device() {
     second_device = {.is_there = true, .current = current};
     CHECK(f.estimate() == Status::kOk, "second device: %s", last_error());
     CHECK(f.plan() == Status::kOk, "second device: %s", last_error());
+    CHECK(f.attend() == Status::kOk, "second device: %s", last_error());
     CHECK(second_device.current == current, "device %d is left current", second_device.current);
     CHECK(second_device.launches[0] == 0 && second_device.launches[1] > 0,
           "second device: %d launches on the first", second_device.launches[0]);
@@ -444,17 +524,21 @@ void test_second_device() {
     const char* name;
     const void* data;
     Ops ops;
-  } pieces[] = {{"k", f.args.k.data, kBoth},
-                {"workspace", f.workspace, kBoth},
+  } pieces[] = {{"k", f.args.k.data, kAll},
+                {"workspace", f.workspace, kAll},
                 {"vertical_idx", f.vertical.data(), kEstimate},
-                {"block_idx", f.sparse.block_idx.data, kPlan},
+                {"block_idx", f.sparse.block_idx.data, kPlans},
+                {"v", f.args.v.data, kAttend},
+                {"out", f.args.out.data, kAttend},
+                {"lse", f.args.lse, kAttend},
                 {"stats", f.plan_stats_out, kPlan}};
-  for (const DeviceBytes* output : {&f.vertical, &f.slash, &f.stats}) output->fill(0x7F);
+  f.poison();
   for (const auto& piece : pieces) {
     const Refusal bad = {"memory of two devices", {piece.name}};
     second_device = {.is_there = true, .on_first = piece.data};
     if (piece.ops & kEstimate) check_refusal(f.estimate(), bad, "estimate_vs_index");
     if (piece.ops & kPlan) check_refusal(f.plan(), bad, "plan_stats");
+    if (piece.ops & kAttend) check_refusal(f.attend(), bad, "sparse_attention");
     CHECK(second_device.current == 0, "%s: device %d is left current", piece.name,
           second_device.current);
     CHECK(second_device.launches[0] + second_device.launches[1] == 0, "%s: launches", piece.name);
@@ -587,7 +671,8 @@ int main() {
   test::test_too_many_heads();
   test::test_machines();
   test::test_readable_host_memory();
-  test::test_attention();
+  test::test_too_many_tasks();
+  test::test_bad_conversions();
   test::test_senseless_lengths();
   test::test_no_queries();
   test::test_second_device();

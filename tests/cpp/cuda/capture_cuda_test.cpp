@@ -44,9 +44,16 @@ const CaptureCase kCaptureCases[] = {
                .seq_kv = 330,
                .patterns = {kVs, kWide, kTriShape, kVsIndex},
                .estimate_every = 128}},
+    {.shape = {.reason = "few queries: keys are cut in parts",
+               .batch = 2,
+               .seq_q = 70,
+               .seq_kv = 1300,
+               .patterns = {kVs, kVsIndex, kTopK, kBlockIndex, kTriShape, kWide, kDense, kAShape},
+               .first_valid_key = {0, 700}},
+     .other_first_valid_key = {1290, 5}},
 };
 
-/// Memory of both ops on the device, and what they wrote.
+/// Memory of three ops on the device, and what they wrote.
 struct Calls {
   explicit Calls(const Layer& layer)
       : vertical_size(layer.patterns.size(), 61),
@@ -56,7 +63,9 @@ struct Calls {
         slash(layer.num_lists() * count * sizeof(std::int32_t)),
         columns(layer.num_lists() * count * sizeof(float)),
         offsets(layer.num_lists() * count * sizeof(float)),
-        stats(layer.num_lists() * sizeof(PlanStats)) {
+        stats(layer.num_lists() * sizeof(PlanStats)),
+        out(layer.device_out.size()),
+        lse(layer.device_lse.size()) {
     params.vertical_size = vertical_size.data();
     params.slash_size = slash_size.data();
     params.vertical_idx = vertical.as<std::int32_t>();
@@ -64,22 +73,28 @@ struct Calls {
     params.vertical_count = params.slash_count = count;
     params.column_scores = columns.as<float>();
     params.slash_scores = offsets.as<float>();
-    std::size_t stats_bytes = 0;
+    std::size_t stats_bytes = 0, attention_bytes = 0;
     Status status = estimate_vs_index_workspace_bytes(layer.device, params, &bytes);
     CHECK(status == Status::kOk, "%s", last_error());
     status = plan_stats_workspace_bytes(layer.device, layer.device_params, &stats_bytes);
     CHECK(status == Status::kOk, "%s", last_error());
-    bytes = std::max(bytes, stats_bytes);
+    status = sparse_attention_workspace_bytes(layer.device, layer.device_params, &attention_bytes);
+    CHECK(status == Status::kOk, "%s", last_error());
+    bytes = std::max({bytes, stats_bytes, attention_bytes});
     workspace = device_workspace(bytes);
   }
 
-  /// Enqueues both ops.
+  /// Enqueues all ops.
   void run(const Layer& layer, cudaStream_t stream, const std::string& what) const {
     AttentionArgs args = layer.device;
     args.stream = stream;
     Status status = estimate_vs_index(args, params, workspace.data(), bytes);
     CHECK(status == Status::kOk, "%s: %s", what.c_str(), last_error());
     status = plan_stats(args, layer.device_params, stats.as<PlanStats>(), workspace.data(), bytes);
+    CHECK(status == Status::kOk, "%s: %s", what.c_str(), last_error());
+    args.out.data = out.data();  // plain layouts only
+    args.lse = lse.as<float>();
+    status = sparse_attention(args, layer.device_params, workspace.data(), bytes);
     CHECK(status == Status::kOk, "%s: %s", what.c_str(), last_error());
   }
 
@@ -96,12 +111,12 @@ struct Calls {
     return all;
   }
   std::vector<const DeviceBytes*> outputs() const {
-    return {&vertical, &slash, &columns, &offsets, &stats};
+    return {&vertical, &slash, &columns, &offsets, &stats, &out, &lse};
   }
 
   std::vector<std::int64_t> vertical_size, slash_size;
   std::int64_t count;
-  DeviceBytes vertical, slash, columns, offsets, stats, workspace;
+  DeviceBytes vertical, slash, columns, offsets, stats, out, lse, workspace;
   VsIndexParams params;
   std::size_t bytes = 0;
 };
@@ -168,6 +183,7 @@ void test_replay(const CaptureCase& c, DType dtype) {
   };
   overwrite(layer.device_q, other.device_q);
   overwrite(layer.device_k, other.device_k);
+  overwrite(layer.device_v, other.device_v);
   overwrite(layer.device_first_valid, other.device_first_valid);
   overwrite(layer.device_cu_q, other.device_cu_q);
   overwrite(layer.device_cu_kv, other.device_cu_kv);

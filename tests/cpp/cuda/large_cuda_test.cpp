@@ -12,6 +12,7 @@
 #include "../check.h"
 #include "cpu/plan.h"
 #include "layer.h"
+#include "layer_attention.h"
 #include "plan/cost.h"
 #include "plan_copy.h"
 
@@ -20,6 +21,7 @@ namespace {
 
 constexpr std::int64_t kMillion = 1 << 20;
 constexpr std::int64_t kHeads = 32, kKvHeads = 8;
+constexpr std::int32_t kSlots = 264;  // blocks that an H200 runs at once
 const HeadPattern kLarge = {PatternKind::kVerticalSlash, {1000, 6096}};
 
 TensorView shape_only(std::int64_t heads, std::int64_t tokens, std::int64_t head_dim) {
@@ -38,6 +40,7 @@ plan::Problem million_tokens(const Patterns& patterns) {
   problem.args.device = Device::kCuda;
   problem.args.q = shape_only(kHeads, kMillion, 128);
   problem.args.k = problem.args.v = shape_only(kKvHeads, kMillion, 128);
+  problem.args.out = problem.args.q;
   problem.patterns.each = patterns.data();
   problem.dense_fallback = true;
   problem.scale_log2 = 0.1f;
@@ -92,9 +95,34 @@ void test_memory_and_launches() {
     cuda::LayerIndex index(large, workspace.data());
     const std::size_t count =
         count_launches([&] { return index.build(0); }, stream, "build at 1M tokens");
-    std::printf("1M tokens, 32 heads, %s: %zu launches\n", name, count);
+    cuda::LayerAttention attention(large, kSlots, workspace.data());
+    const std::size_t with_attention =
+        count_launches([&] { return attention.run(); }, stream, "attention at 1M tokens");
+    std::printf("1M tokens, 32 heads, %s: %zu launches of index and plan, %zu with attention\n",
+                name, count, with_attention);
     CHECK(count >= 4 && count <= 8, "%s: %zu launches", name, count);
+    CHECK(with_attention == count + 1, "%s: %zu launches with attention", name, with_attention);
   }
+  // A chunk of queries against a long context: keys are cut in parts.
+  plan::Problem chunk = million_tokens(mixed);
+  chunk.args.q = shape_only(kHeads, 512, 128);
+  chunk.args.out = chunk.args.q;
+  chunk.args.stream = stream;
+  chunk.block_idx = {.shape = {1, kHeads, 8, 100}};
+  const double chunk_index = cuda::LayerIndex(chunk, nullptr).workspace_bytes();
+  cuda::LayerAttention attention(chunk, kSlots, workspace.data());
+  const std::size_t count =
+      count_launches([&] { return attention.run(); }, stream, "512 queries, 1M keys");
+  std::printf("512 queries, 1M keys, 32 heads, mixed: %zu launches; parts take %.1f MiB\n", count,
+              (attention.workspace_bytes() - chunk_index) / (1 << 20));
+  CHECK(count <= 10, "%zu launches", count);
+  chunk.mode = SlashMode::kReference;
+  cuda::LayerAttention reference(chunk, kSlots, workspace.data());
+  const std::size_t of_reference =
+      count_launches([&] { return reference.run(); }, stream, "512 queries, mode reference");
+  std::printf("the same in mode reference: %zu launches\n", of_reference);
+  CHECK(of_reference == count + 1, "%zu launches in mode reference", of_reference);
+  CHECK(attention.workspace_bytes() > chunk_index, "keys are not cut in parts");
   must(cudaStreamDestroy(stream), "cudaStreamDestroy");
 }
 
@@ -190,6 +218,21 @@ class WideTensor {
   }
   const TensorView& view() const { return view_; }
 
+  /// Copies what is there to a tensor of the same shape.
+  void read(const HeapTensor& compact) const {
+    for (std::int64_t b = 0; b < view_.shape[0]; ++b) {
+      for (std::int64_t h = 0; h < view_.shape[1]; ++h) {
+        for (std::int64_t r = 0; r < view_.shape[2]; ++r) {
+          const std::int64_t offset =
+              b * view_.stride[0] + h * view_.stride[1] + r * view_.stride[2];
+          must(cudaMemcpy(compact.at(b, h, r, 0), static_cast<char*>(memory_.get()) + 2 * offset,
+                          2 * view_.shape[3], cudaMemcpyDeviceToHost),
+               "cudaMemcpy");
+        }
+      }
+    }
+  }
+
  private:
   TensorView view_;
   std::shared_ptr<void> memory_;
@@ -258,6 +301,48 @@ void test_large_strides() {
   }
 }
 
+void test_attention_at_large_strides() {
+  const Case shape = {.reason = "large strides",
+                      .batch = 2,
+                      .num_heads_q = 4,
+                      .num_heads_kv = 2,
+                      .seq_q = 130,
+                      .seq_kv = 300,
+                      .head_dim = 32,
+                      .patterns = {kDense, kVsIndex, kBlockIndex, kVs},
+                      .num_vertical = 40};
+  const Layer layer(shape, DType::kBFloat16);
+  const auto run = [](const plan::Problem& problem) {
+    const DeviceBytes workspace =
+        device_workspace(cuda::LayerAttention(problem, 1, nullptr).workspace_bytes());
+    CHECK(cuda::LayerAttention(problem, 1, workspace.data()).run() == Status::kOk, "%s",
+          last_error());
+    wait_for_device("large strides");
+  };
+  const auto bytes_of = [](const HeapTensor& tensor) {
+    return std::vector<unsigned char>(tensor.bytes.data(),
+                                      tensor.bytes.data() + tensor.bytes.size());
+  };
+  const plan::Problem compact = layer.device_problem(false, true);
+  run(compact);
+  layer.read_results();
+  const std::vector<unsigned char> expected = bytes_of(layer.out);
+  for (int axis = 0; axis < 3; ++axis) {
+    static constexpr const char* kAxes[] = {"batch", "heads", "tokens"};
+    plan::Problem problem = compact;
+    std::memset(layer.out.bytes.data(), 0, layer.out.bytes.size());
+    const WideTensor q(layer.q, axis), k(layer.k, axis), v(layer.v, axis), out(layer.out, axis);
+    problem.args.q = q.view();
+    problem.args.k = k.view();
+    problem.args.v = v.view();
+    problem.args.out = out.view();
+    run(problem);
+    out.read(layer.out);
+    CHECK(bytes_of(layer.out) == expected, "offsets past 2^31 on axis %s: other results",
+          kAxes[axis]);
+  }
+}
+
 /// Two layers of 16K tokens on 2 kv heads: 8 heads that estimate, and 2 that rank blocks. Prints
 /// what the emulator's statistics cannot know: bytes that no plan can do without.
 int run_for_work_counts() {
@@ -308,5 +393,6 @@ int main(int argc, char** argv) {
   test::test_memory_and_launches();
   test::test_plan_of_a_million();
   test::test_large_strides();
+  test::test_attention_at_large_strides();
   return test::finish("large_cuda_test");
 }

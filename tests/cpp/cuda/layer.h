@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../attention_cases.h"
+#include "../attention_check.h"
 #include "cpu/reference/reference.h"
 #include "device_tensor.h"
 #include "minference/minference.h"
@@ -28,14 +29,25 @@ struct Layer {
         num_ignored(num_entries_ignored),
         q({c.batch, c.num_heads_q, c.seq_q, c.head_dim}, dtype, c.layout),
         k({c.batch, c.num_heads_kv, c.seq_kv, c.head_dim}, dtype, c.layout_kv),
-        v({c.batch, c.num_heads_kv, c.seq_kv, c.head_dim}, dtype, c.layout_kv) {
+        v({c.batch, c.num_heads_kv, c.seq_kv, c.head_dim}, dtype, c.layout_kv),
+        out({c.batch, c.num_heads_q, c.seq_q, c.head_dim}, dtype,
+            c.layout == Layout::kExpanded ? Layout::kPlain : c.layout) {
     for (std::int64_t head = 0; head < c.num_heads_q; ++head) {
       patterns.push_back(c.patterns[head % c.patterns.size()]);
     }
     host.q = q.view;
     host.k = k.view;
     host.v = v.view;
-    host.out = q.view;  // attention is not run
+    host.out = out.view;
+    if (c.has_lse) {
+      // [batch, seq_q, num_heads_q] in memory where the tensors are rows first.
+      const bool is_rows_first = c.layout == Layout::kRowsFirst;
+      lse = HeapBytes(c.batch * c.num_heads_q * c.seq_q * sizeof(float));
+      host.lse = reinterpret_cast<float*>(lse.data());
+      host.lse_stride[0] = c.num_heads_q * c.seq_q;
+      host.lse_stride[1] = is_rows_first ? 1 : c.seq_q;
+      host.lse_stride[2] = is_rows_first ? c.num_heads_q : 1;
+    }
     host.softmax_scale = c.scale;
     host.num_threads = 2;
     set_lengths();
@@ -75,6 +87,7 @@ struct Layer {
       fill_rows(k, b, begin, c.seq_kv, 1, generator);
       fill_rows(v, b, begin, c.seq_kv, 1, generator);
     }
+    if (c.has_nonfinite) spoil_values(k, v);
     fill_lists(generator);
   }
 
@@ -85,7 +98,9 @@ struct Layer {
     device.q = test::copy_to_device(q, &device_q);
     device.k = test::copy_to_device(k, &device_k);
     device.v = test::copy_to_device(v, &device_v);
-    device.out = device.q;
+    device.out = test::copy_to_device(out, &device_out);
+    device_lse = DeviceBytes(lse.data(), lse.size());
+    device.lse = host.lse == nullptr ? nullptr : device_lse.as<float>();
     device.first_valid_key = test::copy_to_device(c.first_valid_key, &device_first_valid);
     device.cu_seqlens_q = test::copy_to_device(c.cu_seqlens_q, &device_cu_q);
     device.cu_seqlens_kv = test::copy_to_device(c.cu_seqlens_kv, &device_cu_kv);
@@ -108,6 +123,19 @@ struct Layer {
     device_block.write(entries_with_ignored(block_idx, 4).data());
   }
 
+  /// Fills out and lse of the device with what no kernel writes.
+  void poison_results() const {
+    device_out.fill(0xFF);
+    device_lse.fill(0xFF);
+  }
+
+  /// Copies out and lse to the host's.
+  void read_results() const {
+    const std::vector<unsigned char> rows = device_out.read(), sums = device_lse.read();
+    std::copy(rows.begin(), rows.end(), out.bytes.data());
+    std::copy(sums.begin(), sums.end(), lse.data());
+  }
+
   /// As core makes it from valid arguments. `params` are read while the problem is used.
   plan::Problem device_problem(bool may_fall_back, bool needs_values) const {
     plan::Problem problem;
@@ -126,12 +154,14 @@ struct Layer {
 
   Case c;
   std::int64_t num_ignored;  // of them in each list on the device
-  HeapTensor q, k, v;
+  HeapTensor q, k, v, out;
+  HeapBytes lse;
   HeapIndex vertical_idx, slash_idx, block_idx;
   Patterns patterns;
   AttentionArgs host, device;
   SparseAttentionParams host_params, device_params;
-  DeviceBytes device_q, device_k, device_v, device_first_valid, device_cu_q, device_cu_kv;
+  DeviceBytes device_q, device_k, device_v, device_out, device_lse, device_first_valid, device_cu_q,
+      device_cu_kv;
   DeviceBytes device_vertical, device_slash, device_block;
 
  private:

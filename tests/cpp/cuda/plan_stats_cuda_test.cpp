@@ -238,9 +238,7 @@ void test_case(const Case& c, DType dtype, bool may_fall_back) {
 int main(int argc, char** argv) {
   using namespace minference;
   std::vector<test::Case> cases(std::begin(test::kStatsCases), std::end(test::kStatsCases));
-  for (const test::Case& c : test::kCases) {
-    if (c.mode != SlashMode::kReference) cases.push_back(c);  // has CPU kernels only
-  }
+  cases.insert(cases.end(), std::begin(test::kCases), std::end(test::kCases));
   for (const test::Case& c : cases) {
     if (!test::is_chosen(c.reason, argc, argv)) continue;
     test::test_case(c, DType::kBFloat16, false);

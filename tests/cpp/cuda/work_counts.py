@@ -1,16 +1,24 @@
 #!/usr/bin/env python3
-"""Counts the memory accesses of index and plan under the emulator and fails if there are too many.
+"""Counts the work of the kernels under the emulator and fails if there is too much.
 
-    work_counts.py PTXSIM LARGE_CUDA_TEST
+    work_counts.py PTXSIM LARGE_CUDA_TEST ATTENTION_CUDA_TEST [TOKENS]
 
-Runs layers of 16K tokens (`large_cuda_test work`) with ptxsim's statistics on one thread, where
-they are exact, and prints a table. Rules:
+ptxsim's statistics, on one thread, where they are exact. Index and plan, of layers of 16K tokens
+(`large_cuda_test work`); rules:
 
 * each pass of the estimation reads K once per kv head (4 query heads share it), q once per block;
 * K, q and rows to gather or pool are read in whole sectors of 32 bytes, once, next to which
   everything else is little;
 * of all global accesses at most 5 % of the sectors are more than their bytes fill;
 * bank conflicts cost at most 2 % of the cycles that shared memory accesses take, in every kernel.
+
+Attention, of one head of 128 dimensions in bfloat16 on sm_80 (`attention_cuda_test work`); rules:
+
+* a dense causal head takes at most 8,500 instructions of a warp per 128 x 128 scores that are
+  computed: what 4K tokens take more than 2K;
+* lines in bands that leave out about 90 %, at 64K tokens (or TOKENS): at least 95 % of the tensor
+  cores' work is for pairs that the plan attends;
+* no bank conflicts.
 """
 
 from __future__ import annotations
@@ -30,6 +38,14 @@ MAX_EXCESS_SECTORS = 0.05
 MAX_READ_RATIO = 1.02
 MAX_GATHER_RATIO = 1.1  # rows are short: which one to read is 4 bytes for 256
 
+HEAD_DIM = 128
+FLOPS_PER_PAIR = 4 * HEAD_DIM  # two products of a multiply and an add each
+TILE_PAIRS = 128 * 128
+MAX_TILE_INSTRUCTIONS = 8500
+MIN_USEFUL_SHARE = 0.95
+SPARSE_SHARE = 0.1  # of the causal pairs
+SPARSE_TOKENS = 65536
+
 
 def short_name(name: str) -> str:
     """RowStats of estimate<..., RowStats>(...), build_plan of ...::build_plan(...)."""
@@ -44,6 +60,8 @@ class Kernel:
     def __init__(self, stats: dict[str, Any]) -> None:
         memory, shared, copies = stats["global"], stats["shared"], stats["async"]
         self.blocks = stats["ctas"]
+        self.instructions = stats["warp_instructions"]
+        self.pairs = sum(stats["tensor_flops"].values()) / FLOPS_PER_PAIR
         self.read = SECTOR * (memory["load_sectors"] + copies["cp_async_sectors"])
         self.read += copies["tma_load_bytes"]
         self.written = memory["store_bytes"] + copies["tma_store_bytes"]
@@ -63,23 +81,51 @@ class Kernel:
         return float(self.conflicts / self.shared) if self.shared else 0.0
 
 
-def run(ptxsim: str, program: str) -> tuple[dict[str, int], list[dict[str, Any]]]:
+def run(
+    ptxsim: str, device: str, program: str, *arguments: str
+) -> tuple[dict[str, int], dict[str, Kernel]]:
+    """What the program prints, and its kernels by name."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "stats.json"
-        command = [ptxsim, "--stats", str(file), "--threads", "1", "--", program, "work"]
+        options = ["--device", device, "--stats", str(file), "--threads", "1"]
+        command = [ptxsim, *options, "--", program, "work", *arguments]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             sys.exit(f"{program} failed:\n{result.stdout}{result.stderr}")
-        return json.loads(result.stdout), json.loads(file.read_text())["kernels"]
+        kernels = json.loads(file.read_text())["kernels"]
+        return json.loads(result.stdout), {short_name(k["name"]): Kernel(k) for k in kernels}
 
 
-def main(ptxsim: str, program: str) -> int:
-    needed, stats = run(ptxsim, program)
-    kernels = {}
-    for entry in stats:
-        kernels[short_name(entry["name"])] = Kernel(entry)
+def check_attention(ptxsim: str, program: str, tokens: int) -> list[str]:
+    def attend(length: int, share: float) -> tuple[dict[str, int], Kernel]:
+        needed, kernels = run(ptxsim, "sm_80", program, str(length), str(share))
+        kernel = kernels["attention_fwd"]
+        if kernel.conflicts > 0:
+            failures.append(f"attention_fwd: {kernel.conflicts} cycles of bank conflicts")
+        return needed, kernel
+
+    failures: list[str] = []
+    (_, half), (_, whole) = (attend(length, 1.0) for length in (2048, 4096))
+    tiles = (whole.pairs - half.pairs) / TILE_PAIRS
+    instructions = (whole.instructions - half.instructions) / tiles
+    print(f"attention_fwd: {instructions:.0f} warp instructions per 128 x 128, dense")
+    if instructions > MAX_TILE_INSTRUCTIONS:
+        failures.append(f"attention_fwd: {instructions:.0f} warp instructions per 128 x 128")
+    needed, sparse = attend(tokens, SPARSE_SHARE)
+    useful = needed["attended_pairs"] / sparse.pairs
+    skipped = 1 - needed["attended_pairs"] / needed["causal_pairs"]
+    print(
+        f"attention_fwd: {useful:.3f} of the tensor cores' work is for attended pairs, "
+        f"{tokens} tokens, {skipped:.1%} of the pairs left out"
+    )
+    if useful < MIN_USEFUL_SHARE:
+        failures.append(f"attention_fwd: {useful:.3f} of the work is for attended pairs")
+    return failures
+
+
+def check_index(ptxsim: str, program: str) -> list[str]:
+    needed, kernels = run(ptxsim, "sm_90", program)
     failures = []
-
     print(
         f"{'kernel':18} {'read KB':>9} {'written KB':>10} {'excess sectors':>15} {'conflicts':>10}"
     )
@@ -117,12 +163,18 @@ def main(ptxsim: str, program: str) -> int:
     print(f"all: {sectors} sectors, {excess:.2%} more than their bytes fill")
     if excess > MAX_EXCESS_SECTORS:
         failures.append(f"{excess:.1%} of the sectors are more than their bytes fill")
+    return failures
+
+
+def main(ptxsim: str, index: str, attention: str, tokens: int) -> int:
+    failures = check_index(ptxsim, index) + check_attention(ptxsim, attention, tokens)
     for failure in failures:
         print(f"too much work: {failure}")
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
-    sys.exit(main(*sys.argv[1:]))
+    tokens_asked = int(sys.argv[4]) if len(sys.argv) == 5 else SPARSE_TOKENS
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], tokens_asked))
