@@ -26,10 +26,15 @@ INSTRUCTIONS = {
     "mma": r"mma\.sync",
     "ldmatrix": r"ldmatrix",
     "cp.async": r"cp\.async\.c[ag]\b",
-    "barrier": r"(bar|barrier)\.(cta\.)?sync",
+    "barrier": r"(bar|barrier)\.(cta\.)?(sync|red)",
     "atomic": r"(atom|red)\.",
 }
+# And those that say for which launch it was compiled: threads of a block, and blocks that are to
+# fit into a multiprocessor; 0 where the source does not say.
+LAUNCH = {"threads": r"\.maxntid (\d+)", "blocks": r"\.minnctapersm (\d+)"}
 SHARED_LIMIT = {"80": 166912, "90a": 232448}  # bytes that one block may have
+SHARED_RESERVED = 1024  # bytes per block; a multiprocessor has those of the limit and these
+REGISTERS = 65536  # of a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -158,19 +163,24 @@ def ptx_images(binary: bytes) -> Iterator[str]:
 
 
 def count_instructions(ptx: str) -> dict[tuple[str, str], dict[str, int]]:
-    """Instructions of each column, by mangled name and architecture."""
+    """Instructions of each column and what is said of the launch, by mangled name and
+    architecture."""
     target = re.search(r"^\.target sm_(\w+)", ptx, re.MULTILINE)
     assert target is not None
     # Up to the next function or the debug information. Braces do not tell: assembly may have some.
     parts = re.split(r"^(?=(?:\.\w+ )?\.(?:entry|func|section)\b)", ptx, flags=re.MULTILINE)
-    return {
-        (entry[1], target[1]): {
-            column: len(re.findall(rf"^[{{\s]*(?:@!?%\w+ )?{pattern}", part, re.MULTILINE))
-            for column, pattern in INSTRUCTIONS.items()
-        }
-        for part in parts
-        if (entry := re.match(r"(?:\.\w+ )?\.entry (\w+)\(", part))
-    }
+    kernels = {}
+    for part in parts:
+        if entry := re.match(r"(?:\.\w+ )?\.entry (\w+)\(", part):
+            launch = {
+                column: int(found[1]) if (found := re.search(f"^{pattern}", part, re.M)) else 0
+                for column, pattern in LAUNCH.items()
+            }
+            kernels[entry[1], target[1]] = launch | {
+                column: len(re.findall(rf"^[{{\s]*(?:@!?%\w+ )?{pattern}", part, re.MULTILINE))
+                for column, pattern in INSTRUCTIONS.items()
+            }
+    return kernels
 
 
 def read_source(path: Path, objects: Path = OBJECTS) -> Source:
@@ -206,11 +216,14 @@ HEAD = """\
 #   registers  at most, rounded up to what the hardware hands out
 #   shared     bytes in the kernel's text, at most
 #   dynamic    most bytes that a launch adds: kept by hand; shared + dynamic has to fit into a block
+#   threads    of a block at most, and
+#   blocks     that registers and shared memory of a multiprocessor have to do for; 0: not said
 #   others     instructions in the PTX, exactly, by what nvcc of this PTX version makes
 #
 # Spills, stack and whatever else the compiler complains of: none.
 """
-COLUMNS = ["arch", "registers", "shared", "dynamic", *INSTRUCTIONS]
+COUNTS = [*LAUNCH, *INSTRUCTIONS]
+COLUMNS = ["arch", "registers", "shared", "dynamic", *COUNTS]
 
 
 @dataclass(frozen=True)
@@ -231,7 +244,7 @@ def read_table(text: str) -> tuple[str, dict[tuple[str, str], Gate]]:
     table = {}
     for name, architecture, *numbers in rest:
         registers, shared, dynamic, *counts = map(int, numbers)
-        counted = dict(zip(INSTRUCTIONS, counts, strict=True))
+        counted = dict(zip(COUNTS, counts, strict=True))
         table[name, architecture] = Gate(registers, shared, dynamic, counted)
     assert len(table) == len(rest), "a kernel stands in the table twice"
     return version[-1], table

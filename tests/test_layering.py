@@ -117,7 +117,7 @@ INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
         r"cpp/(include/minference|plan)/.*",
         r"cpp/core/status\.h",
         r"cuda/[^/]*",
-        r"cuda/any/launch\.h",
+        r"cuda/(any|sm80)/launch\.h",
     ),
     "cuda/api.h": (r"<cstddef>", r"cpp/(include/minference|plan)/.*"),
     "cuda/params.h": (r"std", r"<vector_types\.h>", r"cpp/(include/minference|plan)/.*"),
@@ -135,6 +135,13 @@ INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
         r"cuda/params\.h",
         r"cuda/(device|any)/.*",
     ),
+    "cuda/sm80/": (
+        r"std",
+        r"<(cuda_\w+|driver_types|vector_types)\.h>|<(cuda|cute|cutlass)/.*>",
+        r"cpp/(include/minference|plan)/.*",
+        r"cuda/params\.h",
+        r"cuda/(device|sm80)/.*",
+    ),
     "tests/cpp/": (
         r"std",
         r"system",
@@ -147,6 +154,7 @@ INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
         r"<cuda_runtime_api\.h>",
         r"(cpp/(include/minference|core|cpu|plan)|cuda)/.*",
         r"tests/cpp/.*",
+        r"bench/cuda/line_patterns\.h",
     ),
     "bench/cuda/": (
         r"std",
@@ -168,7 +176,7 @@ def included_file(path: str, name: str) -> str:
         return f"cpp/include/{name}"
     if name.startswith(("core/", "cpu/", "plan/", "torch/")):
         return f"cpp/{name}"
-    if name.startswith("cuda/"):
+    if name.startswith(("cuda/", "bench/")):
         return name
     if path.startswith("cuda/"):
         return posixpath.normpath(f"cuda/{name}")
@@ -316,7 +324,15 @@ def test_tree(check: Check) -> None:
 
 
 def test_every_folder_is_read() -> None:
-    cpp = ("cpp/include/", "cpp/core/", "cpp/cpu/", "cpp/plan/", "cpp/torch/", "cuda/any/")
+    cpp = (
+        "cpp/include/",
+        "cpp/core/",
+        "cpp/cpu/",
+        "cpp/plan/",
+        "cpp/torch/",
+        "cuda/any/",
+        "cuda/sm80/",
+    )
     for folder in (*cpp, "python/", "tests/"):
         assert any(path.startswith(folder) for path, _ in SOURCES), folder
 
@@ -360,6 +376,9 @@ BAD = [
     (check_includes, "cuda/api.h", "#include <driver_types.h>"),
     (check_includes, "cuda/a.cpp", '#include "any/estimate.cuh"'),
     (check_includes, "cuda/device/a.cuh", '#include "any/launch.h"'),
+    (check_includes, "cuda/a.cpp", '#include "sm80/attention_fwd.h"'),
+    (check_includes, "cuda/sm80/a.cu", '#include "any/launch.h"'),
+    (check_includes, "cuda/any/a.cu", '#include "sm80/launch.h"'),
     (check_includes, KERNEL, '#include "core/status.h"'),
     (check_includes, KERNEL, '#include "cpu/select.h"'),
     (check_includes, KERNEL, "#include <torch/library.h>"),
@@ -408,6 +427,8 @@ GOOD = [
     (check_includes, CORE, '#include "cuda/api.h"\n#include "plan/format.h"\n'),
     (check_includes, KERNEL, '#include <cub/cub.cuh>\n#include "params.h"\n'),
     (check_includes, "cuda/a.cpp", '#include "any/launch.h"\n#include "core/status.h"\n'),
+    (check_includes, "cuda/sm80/a.cuh", '#include <cute/tensor.hpp>\n#include "device/bits.cuh"\n'),
+    (check_includes, "tests/cpp/cuda/a.cpp", '#include "bench/cuda/line_patterns.h"\n'),
     (check_library_words, CPU, '// may throw\nauto s = "abort"; std::snprintf(p, n, "x");\n'),
     (check_library_words, CORE, "void f() __attribute__((format(printf, 1, 2)));"),
     (check_library_words, "tests/cpp/a_test.cpp", 'int f() { printf("x"); }'),

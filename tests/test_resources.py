@@ -9,7 +9,10 @@ import minference_ext
 import pytest
 
 from tests.kernel_report import (
+    COUNTS,
+    REGISTERS,
     SHARED_LIMIT,
+    SHARED_RESERVED,
     TABLE,
     Gate,
     Kernel,
@@ -65,6 +68,13 @@ def gate_complaints(sources: list[Source], table: Table) -> list[str]:
         total, limit = used.shared + gate.dynamic, SHARED_LIMIT[architecture]
         if total > limit:
             found.append(f"{where}: {total} bytes shared with a launch's, a block has {limit}")
+        blocks, threads = gate.counts.get("blocks", 0), gate.counts.get("threads", 0)
+        if blocks * threads * used.registers > REGISTERS:
+            found.append(
+                f"{where}: {blocks} blocks are to fit, {used.registers} registers are many"
+            )
+        if blocks * (total + SHARED_RESERVED) > limit + SHARED_RESERVED:
+            found.append(f"{where}: {blocks} blocks are to fit, {total} bytes shared are many")
         found += [
             f"{where}: {count} {column} in the PTX, {gate.counts[column]} expected"
             for column, count in kernel.counts.items()
@@ -160,6 +170,8 @@ PTX = """\
 .visible .entry _Z4scanIfEvPf(
 .param .u64 _Z4scanIfEvPf_param_0
 )
+.maxntid 128, 1, 1
+.minnctapersm 2
 {
  @%p1 cp.async.cg.shared.global [%r1], [%rd1], 16;
 {
@@ -167,6 +179,7 @@ PTX = """\
  cp.async.commit_group;
  mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1, %f2}, {%r1}, {%r2}, {%f1, %f2};
  bar.sync 0;
+ bar.red.or.pred %p2, 0, %p1;
  red.shared.add.u32 [%r1], 1;
 }
 .entry _Z4nonev()
@@ -205,10 +218,11 @@ def test_everything_else_in_a_log_is_a_complaint(line: str) -> None:
 
 
 def test_ptx_is_counted() -> None:
-    counts = {"mma": 1, "ldmatrix": 0, "cp.async": 1, "barrier": 1, "atomic": 1}
+    launch = {"threads": 128, "blocks": 2}
+    counts = {"mma": 1, "ldmatrix": 0, "cp.async": 1, "barrier": 2, "atomic": 1}
     assert count_instructions(PTX) == {
-        ("_Z4scanIfEvPf", "80"): counts,
-        ("_Z4nonev", "80"): dict.fromkeys(counts, 0),
+        ("_Z4scanIfEvPf", "80"): launch | counts,
+        ("_Z4nonev", "80"): dict.fromkeys(launch | counts, 0),
     }
 
 
@@ -226,11 +240,8 @@ def test_names_are_short() -> None:
 
 
 def test_table_is_read_as_written() -> None:
-    gates = {("scan<float>", "80"): Gate(24, 1184, 7, dict.fromkeys(GATE_COLUMNS, 3))}
+    gates = {("scan<float>", "80"): Gate(24, 1184, 7, dict.fromkeys(COUNTS, 3))}
     assert read_table("# words\n" + format_table("9.0", gates)) == ("9.0", gates)
-
-
-GATE_COLUMNS = ("mma", "ldmatrix", "cp.async", "barrier", "atomic")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +264,23 @@ def test_shared_memory_of_a_launch_counts() -> None:
     gate = dataclasses.replace(GATE, dynamic=SHARED_LIMIT["80"])
     [complaint] = gate_complaints([source_of(KERNEL)], {("scan<float>", "80"): gate})
     assert "a block has 166912" in complaint
+
+
+@pytest.mark.parametrize(
+    ("blocks", "registers", "dynamic", "complaint"),
+    [
+        (2, 255, 82_000, ""),
+        (3, 168, 40_000, ""),
+        (3, 176, 40_000, "3 blocks are to fit, 176 registers are many"),
+        (2, 255, 83_000, "2 blocks are to fit, 83000 bytes shared are many"),
+    ],
+)
+def test_blocks_fit(blocks: int, registers: int, dynamic: int, complaint: str) -> None:
+    counts = {"threads": 128, "blocks": blocks}
+    kernel = dataclasses.replace(KERNEL, resources=Resources(registers, 0, 0, 0), counts=counts)
+    gate = Gate(registers, 0, dynamic, counts)
+    found = gate_complaints([source_of(kernel)], {("scan<float>", "80"): gate})
+    assert found == ([f"scan<float>, sm_80: {complaint}"] if complaint else [])
 
 
 def test_hard_gates_fail() -> None:
