@@ -44,7 +44,7 @@ class Case:
     num_heads_q: int = 2
     num_heads_kv: int = 2
     head_dim: int = 64
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = None  # None: the widest that the device has, see on()
     layout: Layout = "contiguous"
     softmax_scale: float | None = None
     mode: Mode = "cover"
@@ -66,6 +66,11 @@ class Case:
 
     def corner(self, name: str, **changes: Any) -> Case:
         return replace(self, group="corner", name=name, **changes)
+
+    def on(self, device: str) -> Case:
+        """The case with a dtype that the device has: a GPU has no float32."""
+        widest = torch.float32 if device == "cpu" else torch.float16
+        return replace(self, dtype=self.dtype or widest)
 
     @property
     def seq_q(self) -> int:

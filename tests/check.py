@@ -37,8 +37,9 @@ from tests.reference import (
 )
 
 # An estimation decides by scores in fp32: data where the best line left out comes closer than this
-# (relative) to the worst one taken is drawn again.
-MIN_GAP = 1e-5
+# (relative) to the worst one taken is drawn again: kernels sum in other orders, and on a GPU with
+# approximate exponentials.
+MIN_GAP = 1e-4
 
 
 def rounding_term(dtype: torch.dtype, expected: Tensor) -> float:
@@ -158,6 +159,7 @@ def threads(count: int) -> Iterator[None]:
 
 def draw(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Random q, k and v in the case's type."""
+    dtype = case.dtype or torch.float32
     generator = torch.Generator().manual_seed(seed)
 
     def normal(batch: int, num_heads: int, length: int) -> Tensor:
@@ -167,7 +169,7 @@ def draw(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     q = normal(case.batch, case.num_heads_q, case.seq_q) * case.spread
     k = normal(kv_batch, case.num_heads_kv, case.seq_kv).expand(case.batch, -1, -1, -1)
     v = normal(kv_batch, case.num_heads_kv, case.seq_kv).expand(case.batch, -1, -1, -1)
-    return q.to(case.dtype), k.to(case.dtype), v.to(case.dtype)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
 def attended_pairs(case: Case, q: Tensor, k: Tensor) -> tuple[Tensor, float]:
@@ -397,9 +399,9 @@ def run(case: Case, given: Arguments) -> tuple[Tensor, Tensor]:
 def check_solution(name: str, case: Case, solution: Solution, out: Tensor, lse: Tensor) -> None:
     """Results of a case against its oracle. The lse has a bound of its own, that of fp32."""
     out, lse = batch_first(case, out, lse)
-    assert out.dtype == case.dtype, f"{name}: out is {out.dtype}"
+    assert out.dtype == (case.dtype or torch.float32), f"{name}: out is {out.dtype}"
     assert lse.dtype == torch.float32, f"{name}: lse is {lse.dtype}"
-    out_term = rounding_term(case.dtype, solution.out)
+    out_term = rounding_term(out.dtype, solution.out)
     compare(f"{name}: out", out, solution.out, solution.baseline_out, out_term)
     lse_term = rounding_term(torch.float32, solution.lse) + 1e-6
     compare(f"{name}: lse", lse, solution.lse, solution.baseline_lse, lse_term)
@@ -407,6 +409,7 @@ def check_solution(name: str, case: Case, solution: Solution, out: Tensor, lse: 
 
 def check_case(case: Case, device: str = "cpu", through_sparse_attention: bool = False) -> None:
     """Calls the op on random data, into outputs full of NaN, and holds it to the oracle."""
+    case = case.on(device)
     solution = solve(case)
     given = arguments(case, solution.q, solution.k, solution.v, device)
     out, lse = (run_sparse_attention if through_sparse_attention else run)(case, given)
@@ -418,6 +421,7 @@ def check_case(case: Case, device: str = "cpu", through_sparse_attention: bool =
 def attended_weights(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Weight of every key in every row [batch, heads, seq_q, seq_kv] and lse, with q = 0. Read from
     one-hot values, head_dim keys per call."""
+    case = case.on(device)
     q, k, v = draw(case, case.seed)
     weights = torch.zeros(case.batch, case.num_heads_q, case.seq_q, case.seq_kv)
     lse = torch.empty(0)

@@ -24,6 +24,7 @@ def test_pairs(case: Case, device: str) -> None:
 def test_given_blocks_equal_estimated_ones(device: str) -> None:
     """The lists the oracle ranks, handed in, give what the op ranks for itself."""
     case = Case("regular", "", "", (BlockSparse(2),), q_len=450, num_heads_q=4, seed=7)
+    case = case.on(device)
     solution = check.solve(case)
     lists = [
         [reference.block_top_k(solution.q[0, h], solution.k[0, h // 2], 2)[0] for h in range(4)]
@@ -53,6 +54,7 @@ def test_ties_go_to_the_lowest_block(device: str) -> None:
 def test_more_row_blocks_than_needed(device: str) -> None:
     """Lists past the last row block are not read; they may hold anything but bad blocks."""
     case = Case("awkward", "", "", (Blocks(((0,), (1,))),), q_len=150)
+    case = case.on(device)
     solution = check.solve(case)
     idx = check.block_indices(case, device)
     longer = torch.cat([idx, torch.zeros_like(idx)], dim=2)

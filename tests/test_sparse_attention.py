@@ -145,6 +145,7 @@ def test_drawn_calls(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases.MIXED, ids=str)
 def test_threads_and_reruns_change_no_bit(case: Case, device: str) -> None:
+    case = case.on(device)
     inputs = check.draw(case, 0)
     results = []
     for count in (1, 2, 3, 2):
@@ -222,6 +223,7 @@ def test_packed_sequences_equal_separate_calls(
 @of_each
 def test_strides_change_no_bit(pattern: Pattern, device: str) -> None:
     case = Case("regular", "", "", (pattern,), q_len=300, batch=2, covers_all=None)
+    case = case.on(device)
     inputs = check.draw(case, 0)
     plain = check.run(case, check.arguments(case, *inputs, device))
     layouts: tuple[Layout, ...] = ("heads_last", "fused", "every_second", "unaligned")
@@ -249,6 +251,7 @@ def poisoned_keys(mask: Tensor) -> list[int]:
 
 def check_poison(case: Case, poison: Poison, device: str = "cpu") -> None:
     """A NaN or an infinity in one key or value reaches exactly the rows that attend the key."""
+    case = case.on(device)
     solution = check.solve(case)
     assert case.num_heads_kv == 1
     for key in poisoned_keys(solution.mask[0, 0]):
@@ -311,6 +314,7 @@ def test_padding_may_hold_anything(pattern: Pattern, device: str) -> None:
         "corner", "poisoned padding", "", (pattern,), q_len=150, kv_len=290, batch=3, num_heads_q=2,
         num_heads_kv=1, first_valid_key=(70, 200, 290), covers_all=None,
     )  # fmt: skip
+    case = case.on(device)
     solution = check.solve(case)
     q, k, v = solution.q.clone(), solution.k.clone(), solution.v.clone()
     for span in check.spans(case):
@@ -328,6 +332,7 @@ def test_nan_stays_in_its_sequence(pattern: Pattern, device: str) -> None:
         "corner", "poisoned sequence", "", (pattern,), num_heads_q=2, num_heads_kv=1,
         lengths=((90, 90), (33, 70), (200, 201)), covers_all=None,
     )  # fmt: skip
+    case = case.on(device)
     solution = check.solve(case)
     _, middle, _ = check.spans(case)
     q, k, v = solution.q.clone(), solution.k.clone(), solution.v.clone()
@@ -344,6 +349,7 @@ def test_nan_stays_in_its_sequence(pattern: Pattern, device: str) -> None:
 @of_each_not_estimated
 def test_nan_in_a_query_stays_in_its_row(pattern: Pattern, dtype: torch.dtype, device: str) -> None:
     case = Case("corner", "poisoned query", "", (pattern,), q_len=200, dtype=dtype, covers_all=None)
+    case = case.on(device)
     solution = check.solve(case)
     q = solution.q.clone()
     q[0, 1, 130] = math.nan
@@ -367,6 +373,7 @@ def stats_cases() -> list[Case]:
 
 @pytest.mark.parametrize("case", stats_cases(), ids=str)
 def test_stats_count_pairs(case: Case, device: str) -> None:
+    case = case.on(device)
     solution = check.solve(case)
     arguments = check.arguments(case, solution.q, solution.k, solution.v, device)
     stats = minference_ext.plan_stats(

@@ -1,12 +1,14 @@
 """torch.ops.minference on CUDA tensors with a torch that has no CUDA, on a machine without a GPU.
 
 A stand-in for libtorch_cuda.so makes CUDA tensors; libminference.so and its kernels are the real
-ones, linked with the shared CUDA runtime, which ptxsim takes the place of.
+ones, linked with the shared CUDA runtime, which ptxsim takes the place of. All of torch but these
+tensors runs on the CPU.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,22 +60,35 @@ def fake_torch_cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def run(fake: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"LD_LIBRARY_PATH": str(SIM), "PYTHONPATH": str(ROOT / "python")}
-    command = [
-        str(EMULATOR),
-        *options,
-        "--",
-        sys.executable,
-        str(FOLDER / "ops_on_cuda.py"),
-        str(fake),
-    ]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+def run(options: tuple[str, ...], script: str, *arguments: Path | str) -> str:
+    """What a script of FOLDER prints in the emulator."""
+    path = os.pathsep.join((str(ROOT / "python"), str(ROOT)))
+    environment = os.environ | {"LD_LIBRARY_PATH": str(SIM), "PYTHONPATH": path}
+    command = [str(EMULATOR), *options, "--", sys.executable, str(FOLDER / script)]
+    command += [str(argument) for argument in arguments]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--memcheck",), ("--random", "1")])
 def test_ops_on_cuda_tensors(fake_torch_cuda: Path, options: tuple[str, ...]) -> None:
-    ran = run(fake_torch_cuda, *options)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"library: {SIM}" in ran.stdout
-    assert "errors: " in ran.stdout
+    out = run(options, "ops_on_cuda.py", fake_torch_cuda)
+    assert f"library: {SIM}" in out
+    assert "errors: " in out
+
+
+@pytest.mark.slow
+def test_tests_that_need_a_gpu(fake_torch_cuda: Path) -> None:
+    """The numeric ones, but those whose tensors span 4 GB; what has no kernel is skipped and says
+    so."""
+    tests = [*ROOT.glob("tests/test_*_attention.py"), ROOT / "tests/test_vs_index.py"]
+    chosen = ("-k", "not past_31_bits", *map(str, sorted(tests)))
+    out = run(("--memcheck",), "gpu_tests.py", fake_torch_cuda, *chosen)
+    skips = [line for line in out.splitlines() if line.startswith("SKIPPED")]
+    assert skips
+    assert all("dtype float32; CUDA kernels support" in line for line in skips), skips
+    passed = re.search(r"(\d+) passed", out)
+    assert passed
+    assert int(passed[1]) > 1000

@@ -82,6 +82,7 @@ def test_lists_are_sets(case: Case, random: object) -> None:
 def test_indices_with_any_strides(device: str) -> None:
     """One list for all heads (stride 0), and lists inside a wider tensor."""
     case = Case("awkward", "", "", (Lines((0, 5, 90, 200), (0, 64, 170)),), q_len=300)
+    case = case.on(device)
     solution = check.solve(case)
     vertical, slash = check.line_indices(case, device)
     wide = torch.full((1, 4, 9), 77, dtype=torch.int32, device=device)
@@ -128,6 +129,7 @@ def test_chunks_give_the_whole_prompt(
     blocks. Mode exact has none, so its chunks begin anywhere."""
     heads = (Lines((0, 3, 64, 150, 300, 420), (0, 40, 64, 131, 333)), Lines((7, 201), (65, 180)))
     case = Case("awkward", "", "", heads, q_len=450, kv_len=kv_len, mode=mode)
+    case = case.on(device)
     solution = check.solve(case)
     arguments = check.arguments(case, solution.q, solution.k, solution.v, device)
     parts = [
@@ -234,6 +236,7 @@ def test_lines_that_cost_more_than_dense(dtype: torch.dtype, device: str) -> Non
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_only_cover_falls_back(mode: Mode, device: str) -> None:
     case = replace(cases.VERTICAL_SLASH[0], mode=mode, heads=(VerticalSlash(200, 130),), q_len=400)
+    case = case.on(device)
     solution = check.solve(case)
     q, k, v = (t.to(device) for t in (solution.q, solution.k, solution.v))
     assert stats_of(q, k, VerticalSlash(200, 130), mode, dense_fallback=True).is_dense.eq(0).all()

@@ -98,6 +98,7 @@ def oracle_scores(case: Case, span: Span, head: int, dtype: torch.dtype) -> tupl
 
 def check_scores(case: Case, device: str = "cpu") -> None:
     """Both scores of every head against float64, and their sums."""
+    case = case.on(device)
     q, k, keywords = inputs(case, device)
     scores = minference_ext.estimate_vs_scores(q, k, **keywords)
     for n, span, head in each_head(case):
@@ -128,6 +129,7 @@ def test_scores(case: Case, device: str) -> None:
 @pytest.mark.parametrize("case", ESTIMATIONS, ids=str)
 def test_selection_from_the_returned_scores(case: Case, device: str) -> None:
     """Exactly what a sort of the op's own scores gives: forced lines first, ties to the lowest."""
+    case = case.on(device)
     q, k, keywords = inputs(case, device)
     scores = minference_ext.estimate_vs_scores(q, k, **keywords)
     lines = minference_ext.estimate_vs_index(q, k, *sizes(case), **keywords)
@@ -148,6 +150,7 @@ def test_selection_from_the_returned_scores(case: Case, device: str) -> None:
 @pytest.mark.parametrize("case", [c for c in ESTIMATIONS if c.name not in TIED], ids=str)
 def test_selection_is_that_of_float64(case: Case, device: str) -> None:
     """Up to lines whose scores differ by less than rounding."""
+    case = case.on(device)
     q, k, keywords = inputs(case, device)
     lines = minference_ext.estimate_vs_index(q, k, *sizes(case), **keywords)
     for n, span, head in each_head(case):

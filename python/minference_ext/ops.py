@@ -6,12 +6,18 @@ Conventions of all of them:
 * Tensors are `[batch, heads, seq, head_dim]` with any strides whose last axis is contiguous.
   head_dim is a multiple of 8 up to 256; dtype is float32, bfloat16 or float16. k and v may have
   fewer heads than q: query head h reads head h // (heads of q // heads of k).
+* All tensors of a call are on one device: the CPU, or an NVIDIA GPU of compute capability 8.0 or
+  later if the build has CUDA kernels (`has_cuda`).
 * Packed sequences: with `cu_seqlens_q` and `cu_seqlens_kv`, tensors are `[tokens, heads, head_dim]`
   and sequence n holds tokens cu_seqlens[n] .. cu_seqlens[n + 1].
 * Attention is causal and bottom-right aligned: query row r of a sequence sits at position
   i = r + (kv_len - q_len), q_len <= kv_len, and attends keys j <= i only. o = i - j is the offset
   of a pair. A row block is 64 query rows, counted from the first query of its sequence.
 * Errors are RuntimeError with a sentence: which argument, what was found, what is allowed.
+* On a GPU: bfloat16 and float16 only, and at most 256 query heads; `block_sparse` ranks up to
+  4,194,304 keys and takes up to 16,384 blocks. A call is enqueued on torch's current stream, does
+  not wait (`plan_stats` does) and reads no tensor first: list entries out of range are ignored, and
+  a sequence whose lengths break these rules has undefined results.
 * There is no backward (see autograd.py). All functions work under torch.compile(fullgraph=True).
 
 Patterns are those of MInference (arXiv 2407.02490).

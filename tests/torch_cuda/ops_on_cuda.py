@@ -1,23 +1,198 @@
 """Runs torch.ops.minference on CUDA tensors of a torch without CUDA (fake_torch_cuda.cpp), in the
 emulator: `python ops_on_cuda.py libtorch_cuda.so`. Prints one line per check, raises where one
-fails."""
+fails.
+
+The same calls on CPU tensors are what results are held to, and the float64 oracle of check.py.
+"""
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import minference_ext as mi
+import minference_ext.transformers as integration
 import pytest
 import torch
+from minference_ext.attended import attended_mask
 from minference_ext.patterns import flatten
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests import check
+from tests.cases import BF16, F16, MODES, Case, dtype_name
+from tests.check import Arguments, Solution
+from tests.reference import (
+    AShape,
+    Blocks,
+    BlockSparse,
+    Dense,
+    Lines,
+    Pattern,
+    TriShape,
+    VerticalSlash,
+)
+from tests.tiny_llama import HEADS, KV_HEADS, VOCABULARY, padded, tiny, tokens
 
 torch.ops.load_library(sys.argv[1])
+torch.cuda._lazy_init = lambda: None  # refuses to make CUDA tensors in a torch without CUDA
+torch.set_num_threads(1)  # tensors this small only wait for each other's threads
 fake = torch.ops.fake_cuda
 ops = torch.ops.minference
+
+check.MIN_GAP = 4e-4  # what rounding may do to a score in bfloat16: tests/cpp/attention_check.h
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of our ops that have CUDA tensors. Each asks for torch's stream once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_cuda: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if op.namespace != "minference":
+            return op(*args, **kwargs)
+        values = (*args, *kwargs.values())
+        is_cuda = any(isinstance(value, Tensor) and value.is_cuda for value in values)
+        lookups = fake.stream_lookups()
+        result = op(*args, **kwargs)
+        assert fake.stream_lookups() == lookups + is_cuda, f"{op}: asked for the stream"
+        self.on_cuda[op.name().removeprefix("minference::")] += is_cuda
+        return result
+
+
+# ---- Attention -----------------------------------------------------------------------------------
+
+_LINES = Lines((0, 9, 100, 129), (0, 64, 90))
+_ROWS = Blocks(((0,), (1, 0), (2, 1), (0, 3)))
+PATTERNS: dict[str, tuple[Pattern, ...]] = {
+    "dense": (Dense(),),
+    "a_shape": (AShape(3, 70),),
+    "tri_shape": (TriShape(2, 65, 30),),
+    "vs": (VerticalSlash(40, 105), VerticalSlash(60, 120)),
+    "lines": (_LINES, Lines((5,), ()), Lines((), (0, 1, 130))),
+    "top_k": (BlockSparse(1),),
+    "blocks": (_ROWS,),
+    "mixed": (
+        *(Dense(), AShape(3, 70), TriShape(2, 65, 30), VerticalSlash(40, 105)),
+        *(_LINES, BlockSparse(2), _ROWS, Lines((5,), ())),
+    ),
+}
+# Every head_dim that kernels are compiled for, with sequences and a memory layout of its own.
+SHAPES: tuple[dict[str, Any], ...] = (
+    {
+        "head_dim": 64,
+        "batch": 2,
+        "q_len": 200,
+        "kv_len": 200,
+        "first_valid_key": (0, 70),
+        "layout": "heads_last",
+    },
+    {"head_dim": 96, "lengths": ((65, 65), (0, 7), (70, 210)), "layout": "every_second"},
+    {"head_dim": 128, "q_len": 90, "kv_len": 233, "layout": "fused"},
+    {"head_dim": 256, "q_len": 150, "layout": "unaligned", "softmax_scale": 0.1},
+)
+
+
+def attention_cases() -> Iterator[Case]:
+    """Each op on every shape, half of them in each type, all modes of those that have one."""
+    number = 0
+    for name, heads in PATTERNS.items():
+        has_lines = any(isinstance(pattern, Lines | VerticalSlash) for pattern in heads)
+        for mode in MODES if has_lines else MODES[:1]:
+            for shape in SHAPES:
+                dtype = (BF16, F16)[(number // 4 + number) % 2]
+                title = f"{name}, {mode}, head_dim {shape['head_dim']}, {dtype_name(dtype)}"
+                num_heads = max(4, len(heads))
+                case = Case("regular", title, "", heads, num_heads_q=num_heads, num_heads_kv=2)
+                yield replace(case, dtype=dtype, mode=mode, covers_all=None, **shape)
+                number += 1
+    vs = Case("regular", "vs, estimate_every 64", "", PATTERNS["vs"], q_len=190, dtype=BF16)
+    yield replace(vs, estimate_every=64, kv_len=260, covers_all=None)
+    few = Case("regular", "few queries: keys in parts", "", PATTERNS["dense"], q_len=70, dtype=F16)
+    yield replace(few, kv_len=1100, num_heads_q=4, covers_all=None)
+
+
+def allowance(case: Case, solution: Solution) -> Tensor:
+    """How far each element of out may be from the truth: tests/cpp/attention_check.h."""
+    group = case.num_heads_q // case.num_heads_kv
+    q = solution.q.double()
+    k, v = (t.double().repeat_interleave(group, 1) for t in (solution.k, solution.v))
+    p = (q @ k.mT * case.scale - solution.lse[..., None]).exp()
+    p = torch.where(solution.mask, p, 0.0)
+    spread, weight = (p.square() @ v.square()).sqrt(), p @ v.abs()
+    unit, smallest = (2.0**-9, 0.0) if case.dtype == BF16 else (2.0**-11, 2.0**-24)
+    allowed = 2 * unit * solution.out.abs() + 8 * unit * spread + 2e-5 * weight + smallest + 1e-7
+    return torch.where(solution.mask.any(-1, keepdim=True), allowed, 0.0)
+
+
+def assert_near(name: str, found: Tensor, expected: Tensor, allowed: Tensor | float) -> None:
+    """Elements at most `allowed` apart; infinities by position."""
+    found, expected = found.cpu().double(), expected.cpu().double()
+    is_near = (found == expected) | ((found - expected).abs() <= allowed)
+    at = int((~is_near).flatten().int().argmax())
+    assert bool(is_near.all()), (
+        f"{name}: {int((~is_near).sum())} of {is_near.numel()} elements differ, the first "
+        f"{found.flatten()[at].item()} on CUDA and {expected.flatten()[at].item()} on the CPU"
+    )
+
+
+def check_attention(case: Case) -> None:
+    """Both overloads against the oracle and against the CPU."""
+    solution = check.solve(case)
+    inputs = (solution.q, solution.k, solution.v)
+    given = check.arguments(case, *inputs, "cuda")
+    out, lse = check.run(case, given)
+    assert out.data_ptr() == given.keywords["out"].data_ptr(), f"{case}: out is not the one given"
+    check.check_solution(str(case), case, solution, out, lse)
+
+    cpu = check.arguments(case, *inputs)
+    cpu_out, cpu_lse = check.batch_first(case, *check.run(case, cpu))
+    cuda_out, cuda_lse = check.batch_first(case, out, lse)
+    # Each is that near to the truth.
+    assert_near(f"{case}: out", cuda_out, cpu_out, 2 * allowance(case, solution))
+    lse_tolerance = 1e-4 if case.dtype == BF16 else 2e-5
+    finite = cpu_lse.double().nan_to_num(neginf=0.0).abs()
+    assert_near(f"{case}: lse", cuda_lse, cpu_lse, 2 * lse_tolerance * finite.clamp(min=1.0))
+
+    allocated = check.run(case, Arguments(given.q, given.k, given.v, given.without_outputs))
+    expected = check.run(case, Arguments(cpu.q, cpu.k, cpu.v, cpu.without_outputs))
+    for found, written, on_cpu in zip(allocated, (out, lse), expected, strict=True):
+        assert found.device == given.q.device
+        assert (found.dtype, found.shape, found.stride()) == (
+            *(on_cpu.dtype, on_cpu.shape, on_cpu.stride()),
+        )
+        assert torch.equal(found, written), f"{case}: the overloads differ"
+
+
+def check_entries_out_of_range() -> None:
+    """The host cannot read lists on a GPU: entries that no key belongs to are ignored."""
+    heads: tuple[Pattern, ...] = (Lines((0, 9, 100), (0, 64)), Blocks(((0,), (1, 0), (2,))))
+    case = Case("corner", "", "", heads, q_len=150, dtype=BF16, mode="cover")
+    given = check.arguments(case, *check.draw(case, 0), "cuda")
+    qkv = (given.q, given.k, given.v)
+    (vertical, slash), blocks = check.line_indices(case, "cuda"), check.block_indices(case, "cuda")
+
+    def spoiled(entries: Tensor) -> Tensor:
+        extra = torch.tensor([150, -2, 2**31 - 1, -(2**31)], dtype=torch.int32, device="cuda")
+        return torch.cat([extra.expand(*entries.shape[:-1], 4), entries], -1)
+
+    found = mi.vs_attention_with_index(*qkv, spoiled(vertical), spoiled(slash))
+    expected = mi.vs_attention_with_index(*qkv, vertical, slash)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    found = mi.block_sparse_attention_with_index(*qkv, spoiled(blocks))
+    expected = mi.block_sparse_attention_with_index(*qkv, blocks)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# ---- Index and plan ------------------------------------------------------------------------------
 
 
 def prompt(dtype: torch.dtype, batch: int, length: int) -> tuple[Tensor, Tensor]:
@@ -27,80 +202,218 @@ def prompt(dtype: torch.dtype, batch: int, length: int) -> tuple[Tensor, Tensor]
     return q, k
 
 
-def refuses(text: str, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-    with pytest.raises(RuntimeError, match=text):
-        call(*args, **kwargs)
+def on_cuda(*tensors: Tensor) -> list[Tensor]:
+    return [t.to("cuda") for t in tensors]
 
 
 def check_estimation(dtype: torch.dtype) -> None:
     q, k = prompt(dtype, 2, 700)
     first = torch.tensor([0, 33], dtype=torch.int32)
-    given = fake.to_cuda(q), fake.to_cuda(k)
-    lookups = fake.stream_lookups()
-    lines = ops.estimate_vs_index(*given, [40], [120], first_valid_key=fake.to_cuda(first))
-    assert fake.stream_lookups() == lookups + 1, "the op did not ask for torch's current stream"
-    expected = ops.estimate_vs_index(q, k, [40], [120], first_valid_key=first)
-    scores = ops.estimate_vs_scores(*given, first_valid_key=fake.to_cuda(first))
-    expected_scores = ops.estimate_vs_scores(q, k, first_valid_key=first)
+    cuda_q, cuda_k, cuda_first = on_cuda(q, k, first)
+    lines = mi.estimate_vs_index(cuda_q, cuda_k, 40, 120, first_valid_key=cuda_first)
+    expected = mi.estimate_vs_index(q, k, 40, 120, first_valid_key=first)
+    scores = mi.estimate_vs_scores(cuda_q, cuda_k, first_valid_key=cuda_first)
+    expected_scores = mi.estimate_vs_scores(q, k, first_valid_key=first)
     for found, wanted in zip(scores, expected_scores, strict=True):
         assert found.device.type == "cuda"
-        torch.testing.assert_close(fake.to_cpu(found), wanted, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found.cpu(), wanted, rtol=1e-3, atol=1e-5)
     for found, wanted in zip(lines, expected, strict=True):
-        found = fake.to_cpu(found)
         assert found.shape == wanted.shape
-        for a, b in zip(found.flatten(0, 1), wanted.flatten(0, 1), strict=True):
+        for a, b in zip(found.cpu().flatten(0, 1), wanted.flatten(0, 1), strict=True):
             missed = set(a.tolist()) ^ set(b.tolist())
             assert len(missed) <= 4, f"other lines than on the CPU: {sorted(missed)}"
-    print(f"estimate_vs_index, estimate_vs_scores in {dtype}: as on the CPU")
+    print(f"estimate_vs_index, estimate_vs_scores in {dtype_name(dtype)}: as on the CPU")
 
 
 def check_packed() -> None:
-    q, k = prompt(torch.bfloat16, 1, 300)
+    q, k = prompt(BF16, 1, 300)
     q, k = (t[0].transpose(0, 1).contiguous() for t in (q, k))
     ends = torch.tensor([0, 100, 100, 300], dtype=torch.int32)
-    sequences = {"cu_seqlens_q": ends, "cu_seqlens_kv": ends}
-    on_cuda = {name: fake.to_cuda(t) for name, t in sequences.items()}
-    found = ops.estimate_vs_scores(fake.to_cuda(q), fake.to_cuda(k), **on_cuda)
-    expected = ops.estimate_vs_scores(q, k, **sequences)
+    cuda_q, cuda_k, cuda_ends = on_cuda(q, k, ends)
+    found = mi.estimate_vs_scores(cuda_q, cuda_k, cu_seqlens_q=cuda_ends, cu_seqlens_kv=cuda_ends)
+    expected = mi.estimate_vs_scores(q, k, cu_seqlens_q=ends, cu_seqlens_kv=ends)
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(fake.to_cpu(a), b, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-5)
     print("packed sequences: as on the CPU")
 
 
 def check_plan_stats() -> None:
-    q, k = prompt(torch.float16, 1, 1000)
+    q, k = prompt(F16, 1, 1000)
     patterns = [mi.HeadPattern.dense(), mi.HeadPattern.a_shape(100, 200)]
     patterns += [mi.HeadPattern.tri_shape(64, 128, 70), mi.HeadPattern.block_sparse(3)]
-    rows = flatten(patterns)
-    found = fake.to_cpu(ops.plan_stats(fake.to_cuda(q), fake.to_cuda(k), rows))
-    expected = ops.plan_stats(q, k, rows)
+    found = ops.plan_stats(*on_cuda(q, k), flatten(patterns))
+    assert found.is_cuda
+    expected = ops.plan_stats(q, k, flatten(patterns))
     without_memory = slice(0, -2)  # bytes of a plan differ between the backends
-    assert torch.equal(found[..., without_memory], expected[..., without_memory])
+    assert torch.equal(found.cpu()[..., without_memory], expected[..., without_memory])
     print("plan_stats: as on the CPU")
 
 
+def check_conversion() -> None:
+    generator = torch.Generator().manual_seed(3)
+    vertical = torch.randint(-1, 170, (2, 3, 20), generator=generator, dtype=torch.int32)
+    slash = torch.randint(-1, 170, (2, 3, 2, 9), generator=generator, dtype=torch.int32)[:, :, 1]
+    vertical[1, 2], slash[0, 1] = -1, -1
+    q_seqlens, kv_seqlens = (torch.tensor(n, dtype=torch.int32) for n in ([300, 129], [300, 170]))
+    given = (q_seqlens, kv_seqlens, vertical, slash)
+    wide = torch.full((2, 3, 2, 9), 7, dtype=torch.int32, device="cuda")[:, :, 1]
+    cuda_given = (*on_cuda(*given[:3]), wide.copy_(slash))
+    convert: Callable[..., tuple[Tensor, ...]] = mi.convert_vertical_slash_indexes
+    for causal in (True, False):
+        found = convert(*cuda_given, 310, causal=causal)
+        expected = convert(*given, 310, causal=causal)
+        for a, b in zip(found, expected, strict=True):
+            assert (a.device.type, a.dtype, a.stride()) == ("cuda", b.dtype, b.stride())
+            assert torch.equal(a.cpu(), b)
+    print("convert_vertical_slash_indexes: as on the CPU")
+
+
+def check_attended_masks() -> None:
+    case = Case("regular", "", "", PATTERNS["vs"][:1], 200, 230, 1, 1, 1, dtype=BF16)
+    solution = check.solve(case)
+    q, k = solution.q[0, 0], solution.k[0, 0]
+    cuda_q, cuda_k = on_cuda(q, k)
+    vertical_slash = mi.HeadPattern.vertical_slash(40, 105)
+    for pattern in (vertical_slash, mi.HeadPattern.a_shape(3, 70), mi.HeadPattern.block_sparse(2)):
+        mask = attended_mask(cuda_q, cuda_k, pattern)
+        assert mask.is_cuda
+        assert torch.equal(mask.cpu(), attended_mask(q, k, pattern))
+    print("attended_mask: as on the CPU")
+
+
+# ---- Transformers --------------------------------------------------------------------------------
+
+LAYERS = [
+    [mi.HeadPattern.a_shape(9, 40), mi.HeadPattern.dense()] * 2,
+    [mi.HeadPattern.tri_shape(0, 64, 20), mi.HeadPattern.block_sparse(2)] * 2,
+]
+
+
+def check_attention_function() -> None:
+    """By itself, with every kind of mask that it turns into arguments of the op. Fewer than 64
+    queries run PyTorch's own attention, which the stand-in does not have."""
+    model = tiny(dtype=BF16, head_dim=64)
+    integration.configure(model, LAYERS)
+    module = model.model.layers[0].self_attn
+    generator = torch.Generator().manual_seed(5)
+    masks = {
+        "no mask": (200, None),
+        "left padding": (200, padded(200, (0, 200), (70, 200))),
+        "left padding, a chunk": (100, padded(200, (0, 200), (150, 200))),
+        "right padding": (200, padded(200, (0, 130), (0, 200))),
+        "free slots of a static cache": (100, padded(200, (0, 160), (20, 160))),
+    }
+    for name, (q_len, mask) in masks.items():
+        q = torch.randn(2, HEADS, q_len, 64, generator=generator).bfloat16()
+        k, v = torch.randn(2, 2, KV_HEADS, 200, 64, generator=generator).bfloat16()
+        cuda_q, cuda_k, cuda_v = on_cuda(q, k, v)
+        mask = None if mask is None else mask.bool()
+        for window in (None, 80):
+            options: dict[str, Any] = {"scaling": 0.125, "sliding_window": window}
+            expected, _ = integration.attention(module, q, k, v, mask, **options)
+            cuda_mask = None if mask is None else mask.to("cuda")
+            found, _ = integration.attention(module, cuda_q, cuda_k, cuda_v, cuda_mask, **options)
+            assert found.is_cuda
+            assert found.is_contiguous()
+            assert_near(f"{name}, window {window}", found, expected, 0.02)
+    print("attention of Transformers: as on the CPU")
+
+
+def check_model() -> None:
+    """All of a model but its attention runs on the host."""
+    ids, mask = tokens(2, 150), padded(150, (0, 150), (40, 150))
+    model = tiny("minference", dtype=BF16, initializer_range=0.1)
+    integration.configure(model, LAYERS, dense_fallback=False)
+    expected = model(input_ids=ids, attention_mask=mask).logits
+    model = copy.deepcopy(model).to("cuda")  # type: ignore[arg-type]
+    with integration.record_plans(model) as plans:
+        found = model(input_ids=ids.to("cuda"), attention_mask=mask.to("cuda")).logits
+    assert [plan.layer_idx for plan in plans] == [0, 1]
+    assert plans[0].stats.attended_pairs.is_cuda
+    assert found.shape == (2, 150, VOCABULARY)
+    is_token = mask.bool()
+    scale = float(expected.abs().max())
+    assert_near("logits", found.cpu()[is_token], expected[is_token], 0.05 * scale)
+    print("a Llama: as on the CPU")
+
+
+# ---- Errors --------------------------------------------------------------------------------------
+
+
+def refuses(text: str, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(RuntimeError, match=text) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
 def check_errors() -> None:
-    q, k = prompt(torch.bfloat16, 1, 128)
-    on_cuda = fake.to_cuda(q), fake.to_cuda(k)
-    refuses("one device", ops.estimate_vs_index, on_cuda[0], k, [30], [100])
+    q, k = prompt(BF16, 1, 128)
+    cuda_q, cuda_k = on_cuda(q, k)
+    qk, qkv = (cuda_q, cuda_k), (cuda_q, cuda_k, cuda_k)
     first = torch.zeros(1, dtype=torch.int32)
-    refuses("one device", ops.estimate_vs_index, *on_cuda, [30], [100], first_valid_key=first)
-    refuses("attention runs on the CPU", ops.vs_attention, *on_cuda, on_cuda[1], [30], [100])
-    wide = fake.to_cuda(q.float()), fake.to_cuda(k.float())
-    refuses("float32", ops.estimate_vs_index, *wide, [30], [100])
-    lists = torch.zeros(1, 1, 1, dtype=torch.int32)
-    length = fake.to_cuda(torch.tensor([64], dtype=torch.int32))
-    convert = ops.convert_vertical_slash_indexes
-    refuses("GPU", convert, length, length, fake.to_cuda(lists), fake.to_cuda(lists), 64)
+    lines, blocks = torch.zeros(1, 4, 3, dtype=torch.int32), torch.zeros(1, 4, 2, 1).int()
+    out, lse = mi.dense_attention(*qkv)
+
+    refuses("k is on another device than q.*one device", mi.dense_attention, cuda_q, k, cuda_k)
+    refuses("v is on another device", mi.a_shape_attention, *qk, k, 1, 1)
+    refuses("k is on another device", mi.tri_shape_attention, q, cuda_k, cuda_k, 1, 1, 1)
+    refuses("first_valid_key is on", mi.vs_attention, *qkv, 30, 100, first_valid_key=first)
+    refuses("vertical_idx is on", mi.vs_attention_with_index, *qkv, lines, lines.to("cuda"))
+    refuses("slash_idx is on", mi.vs_attention_with_index, *qkv, lines.to("cuda"), lines)
+    refuses("block_idx is on", mi.block_sparse_attention_with_index, *qkv, blocks)
+    refuses("out is on another device", mi.dense_attention, *qkv, out=out.cpu(), lse=lse)
+    refuses("lse is on another device", mi.block_sparse_attention, *qkv, 1, out=out, lse=lse.cpu())
+    refuses("one device", mi.estimate_vs_index, cuda_q, k, 30, 100)
+    refuses("one device", mi.estimate_vs_index, *qk, 30, 100, first_valid_key=first)
+    refuses("one device", mi.plan_stats, cuda_q, k, [mi.HeadPattern.dense()] * 4)
+    lengths = torch.tensor([64], dtype=torch.int32)
+    convert, cuda_lines = mi.convert_vertical_slash_indexes, lines.to("cuda")
+    refuses("q_seqlens is on", convert, lengths, lengths, cuda_lines, cuda_lines, 64)
+    refuses("slash_indexes is on", convert, *on_cuda(lengths, lengths), cuda_lines, lines, 64)
+
+    float32 = "q has dtype float32; CUDA kernels support bfloat16 and float16"
+    wide = [t.float() for t in qkv]
+    refuses(float32, mi.dense_attention, *wide)
+    refuses(float32, mi.dense_attention, *wide, out=out.float(), lse=lse)
+    refuses(float32, mi.sparse_attention, *wide, [mi.HeadPattern.block_sparse(1)] * 4)
+    refuses(float32, mi.estimate_vs_index, *wide[:2], 30, 100)
+    refuses("k has dtype|dtype of k|k.*float16", mi.dense_attention, cuda_q, cuda_k.half(), cuda_k)
+    refuses("head_dim 264", mi.dense_attention, *[torch.zeros(1, 1, 4, 264, device="cuda")] * 3)
+    many = torch.zeros(1, 257, 1, 8, dtype=BF16, device="cuda")
+    refuses("q has 257 heads; CUDA kernels support at most 256", mi.dense_attention, *[many] * 3)
+    one = torch.zeros(1, 1, 1, 8, dtype=BF16, device="cuda")
+    long = one.expand(1, 1, 64 * 20_000, 8)
+    refuses("top_k.*at most 16384", mi.block_sparse_attention, one, long, long, 17_000)
+    refuses("mode is 'fast'", mi.vs_attention, *qkv, 30, 100, mode="fast")
+    refuses("out is the memory of q", mi.dense_attention, *qkv, out=cuda_q, lse=lse)
+
+    needs_grad = cuda_q.clone().requires_grad_()
+    assert all(result.requires_grad for result in mi.dense_attention(needs_grad, *qkv[1:]))
+    with pytest.raises(NotImplementedError, match="no backward"):
+        mi.dense_attention(needs_grad, *qkv[1:], out=out, lse=lse)
     print("errors: the sentence names what is wrong")
 
 
 fake.begin_stream()
-check_estimation(torch.bfloat16)
-check_estimation(torch.float16)
-check_packed()
-check_plan_stats()
-check_errors()
+with Calls() as calls, torch.no_grad():
+    for case in attention_cases():
+        check_attention(case)
+        print(f"{case}: as on the CPU", flush=True)
+    check_entries_out_of_range()
+    check_estimation(BF16)
+    check_estimation(F16)
+    check_packed()
+    check_plan_stats()
+    check_conversion()
+    check_attended_masks()
+    check_attention_function()
+    check_model()
+with torch.enable_grad():
+    check_errors()
+registered = {name for name in torch._C._dispatch_get_all_op_names() if "minference::" in name}
+assert {f"minference::{name}" for name in calls.on_cuda} == registered
+assert all(calls.on_cuda.values())
+print(f"{calls.on_cuda.total()} calls on CUDA tensors")
 maps = Path("/proc/self/maps").read_text()
 print(
     "library:", next(line.split()[-1] for line in maps.splitlines() if "libminference.so" in line)

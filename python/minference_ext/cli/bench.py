@@ -1,4 +1,4 @@
-"""minference bench: attention with patterns against PyTorch's, by length."""
+"""minference bench: attention with patterns against PyTorch's, by length, on the CPU."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ examples:
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "bench",
-        help="time attention on this machine",
-        description="Times on this machine.",
+        help="time attention on this machine's CPU",
+        description="Times on this machine's CPU.",
         epilog="examples:\n  minference bench attention --help\n  minference bench attention",
     )
     actions = parser.add_subparsers(metavar="subject", required=True)

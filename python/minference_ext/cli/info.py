@@ -108,10 +108,12 @@ def _cuda() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     if not has_cuda():
         meaning = "tensors on a GPU are refused; build with nvcc for them"
-    elif device:
-        meaning = "estimate_vs_index and plan_stats run on it, attention on the CPU only"
-    else:
+    elif device is None:
         meaning = "nothing to run them on"
+    elif torch.cuda.get_device_capability() < (8, 0):
+        meaning = "older than sm_80: tensors on it are refused"
+    else:
+        meaning = "all ops run on it, in bfloat16 and float16"
     return {
         "has_kernels": has_cuda(),
         "architectures": [a for a in cuda_architectures().split(";") if a],
