@@ -1,5 +1,5 @@
 // What the kernels cost on this device, by CUDA events: each stage of the index, index and plan
-// together, and attention for the ops that have CUDA kernels. bench/gpu runs it; by hand:
+// together, attention with and without them. bench/gpu runs it; by hand:
 //
 //   kernel_bench [--lengths 16384,131072] [--seconds 0.1] [--heads 32] [--heads-kv 8]
 //                [--sections copy,index,attention] [--flush-mib 256] [--spin 20000]
@@ -19,7 +19,9 @@
 #include <vector>
 
 #include "cuda/any/launch.h"
+#include "cuda/layer_attention.h"
 #include "cuda/layer_index.h"
+#include "cuda/sm80/launch.h"
 #include "device_timer.cuh"
 #include "layer.cuh"
 #include "minference/minference.h"
@@ -95,7 +97,7 @@ class Bench {
     }
     for (const std::int64_t length : options_.lengths) {
       if (!wants("attention")) break;
-      if (const auto layer = make_layer("attention", length)) attention(*layer);
+      if (const auto layer = make_layer("attention", length)) attention(layer.get());
     }
   }
 
@@ -216,8 +218,9 @@ class Bench {
     require(cudaGraphDestroy(graph), "cudaGraphDestroy");
   }
 
-  void attention(const Layer& layer) {
-    const InputShape& shape = layer.shape;
+  /// Whole prompts, then a chunk of one, with too few tasks for a device unless keys are cut.
+  void attention(Layer* layer) {
+    const InputShape& shape = layer->shape;
     const int heads = shape.heads;
     std::vector<LayerPatterns> cases;
     if (shape.length <= kLongestDense) {
@@ -233,7 +236,10 @@ class Bench {
     cases.push_back(given_lines("random (100, 800)", {100, 1, 799, 1}, shape));
     cases.push_back(uniform("estimated (1000, 6096)",
                             {.kind = PatternKind::kVerticalSlash, .size = {1000, 6096, 0}}, heads));
-    for (const LayerPatterns& patterns : cases) attend(layer, patterns);
+    for (const LayerPatterns& patterns : cases) attend(*layer, patterns);
+    layer->queries = std::min<std::int64_t>(kChunk, shape.length);
+    attend(*layer, uniform("dense", {.kind = PatternKind::kDense}, heads));
+    attend(*layer, given_lines("clustered 90%", clustered(0.1, shape.length), shape));
   }
 
   void attend(const Layer& layer, const LayerPatterns& patterns) {
@@ -248,51 +254,58 @@ class Bench {
     const std::int64_t heads = layer.shape.heads;
     const DeviceMemory stats_memory(heads * sizeof(PlanStats));
     std::vector<PlanStats> stats(heads);
-    Times plan_times;
-    {
-      const DeviceMemory workspace(cuda::LayerIndex(problem, nullptr).workspace_bytes());
-      cuda::LayerIndex index(problem, workspace.data());
-      plan_times = timer_.measure(L2::kFlushed, [&] { require_ok(index.build(0), "the plan"); });
-      require_ok(index.add_stats(static_cast<PlanStats*>(stats_memory.data())), "plan_stats");
-      require(cudaMemcpyAsync(stats.data(), stats_memory.data(), heads * sizeof(PlanStats),
-                              cudaMemcpyDeviceToHost, stream_),
-              "copying statistics");
-      require(cudaStreamSynchronize(stream_), "plan_stats");
-    }
+    const std::int32_t slots = count_slots(layer.shape);
+    const DeviceMemory memory(cuda::LayerAttention(problem, slots, nullptr).workspace_bytes());
+    cuda::LayerAttention alone(problem, slots, memory.data());
+    const Times plan_times = timer_.measure(
+        L2::kFlushed, [&] { require_ok(alone.index().build(0), "index + plan + gather"); });
+    require_ok(alone.index().add_stats(static_cast<PlanStats*>(stats_memory.data())), "plan_stats");
+    require(cudaMemcpyAsync(stats.data(), stats_memory.data(), heads * sizeof(PlanStats),
+                            cudaMemcpyDeviceToHost, stream_),
+            "copying statistics");
+    require(cudaStreamSynchronize(stream_), "plan_stats");
     double attended = 0, computed = 0, causal = 0;
     for (const PlanStats& head : stats) {
       attended += static_cast<double>(head.attended_pairs);
       computed += static_cast<double>(head.computed_pairs);
       causal += static_cast<double>(head.causal_pairs);
     }
-    const auto labelled = [&] {
+    const auto labelled = [&](const char* contender) {
       return row("attention", layer.shape.length)
+          .number("queries", static_cast<double>(layer.queries))
           .text("pattern", patterns.name)
-          .text("contender", "ours")
+          .text("contender", contender)
           .number("attended", attended / causal)
           .number("computed", computed / causal)
           .number("useful_flop", 4.0 * attended * layer.shape.head_dim)
           .number("executed_flop", 4.0 * computed * layer.shape.head_dim)
           .number("plan_ms", plan_times.median_ms);
     };
+    const auto measure = [&](const char* contender, auto run) {
+      for (const L2 l2 : {L2::kFlushed, L2::kWarm}) {
+        const Times times = timer_.measure(l2, run);
+        labelled(contender).times(times, l2).print();
+        if (times.median_ms > kLongForL2) break;
+      }
+    };
+    measure("ours, attention alone", [&] { require_ok(alone.attend(), "attention"); });
     std::size_t bytes = 0;
-    if (sparse_attention_supports(args, params) != Status::kOk ||
-        sparse_attention_workspace_bytes(args, params, &bytes) != Status::kOk) {
-      std::string reason = last_error();
-      std::replace(reason.begin(), reason.end(), '"', '\'');
-      labelled().text("note", reason).print();
-      return;
-    }
+    require_ok(sparse_attention_workspace_bytes(args, params, &bytes), "sparse_attention");
     const DeviceMemory workspace(bytes);
-    for (const L2 l2 : {L2::kFlushed, L2::kWarm}) {
-      const Times times = timer_.measure(l2, [&] {
-        require_ok(sparse_attention(args, params, workspace.data(), bytes), "sparse_attention");
-      });
-      labelled().times(times, l2).print();
-      if (times.median_ms > kLongForL2) break;
-    }
+    measure("ours", [&] {
+      require_ok(sparse_attention(args, params, workspace.data(), bytes), "sparse_attention");
+    });
   }
 
+  /// Thread blocks of attention that run at once.
+  static std::int32_t count_slots(const InputShape& shape) {
+    std::int32_t slots = 0;
+    require(cuda::sm80::count_attention_fwd_slots(shape.head_dim, true, &slots),
+            "asking how many blocks run at once");
+    return slots;
+  }
+
+  static constexpr std::int64_t kChunk = 512;             // queries
   static constexpr std::int64_t kLongestDense = 1 << 19;  // 3.5 s; twice the tokens take 14 s
   static constexpr double kLongForL2 = 20;  // ms; what the L2 held before does not show in them
 

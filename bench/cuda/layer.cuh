@@ -48,6 +48,7 @@ inline TensorView view(const DeviceMemory& memory, std::int64_t heads, const Inp
 struct Layer {
   Layer(const InputShape& shape, cudaStream_t stream)
       : shape(shape),
+        queries(shape.length),
         q(bytes(shape.heads, shape)),
         k(bytes(shape.heads_kv, shape)),
         v(bytes(shape.heads_kv, shape)),
@@ -75,11 +76,13 @@ struct Layer {
     args.k = view(k, shape.heads_kv, shape);
     args.v = view(v, shape.heads_kv, shape);
     args.out = view(out, shape.heads, shape);
+    args.q.shape[2] = args.out.shape[2] = queries;
     args.stream = stream;
     return args;
   }
 
   InputShape shape;
+  std::int64_t queries;  ///< fewer than keys: the last chunk of a prompt
   DeviceMemory q, k, v, out;
   cudaStream_t stream;
 };

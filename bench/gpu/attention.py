@@ -2,7 +2,7 @@
 
 `python -m bench.gpu` runs it. A measurement is a JSON object on a line of stdout as soon as it is
 known, so that a time limit costs only what comes after it. What cannot run says so in a row with a
-note: an op of ours without a CUDA kernel appears by itself once it has one.
+note.
 """
 
 from __future__ import annotations
@@ -77,10 +77,7 @@ class Bench:
         self.options = options
         self.device = torch.device(options.device)
         self.end = time.monotonic() + options.seconds_left
-        self.ours, self.ours_lacks = _import_ours()
-        self.attention_lacks = self.ours_lacks
-        if self.ours:
-            self.attention_lacks = self._why_no_attention()
+        self.ours, self.ours_lacks = _import_ours(self.device)
 
     def left(self) -> float:
         return float(self.end - time.monotonic())
@@ -100,14 +97,6 @@ class Bench:
             self.random(heads_kv, length),
             self.random(heads_kv, length),
         )
-
-    def _why_no_attention(self) -> str:
-        q = self.random(1, 64)
-        try:
-            self.ours.dense_attention(q, q, q)
-        except RuntimeError as error:
-            return str(error).splitlines()[0]
-        return ""
 
     # ---- Ceilings -------------------------------------------------------------------------------
 
@@ -188,8 +177,8 @@ class Bench:
         else:
             note = f"skipped: two runs would take {2 * self.dense_seconds(length):.0f} s"
             emit("attention", length, note, pattern="dense", contender="SDPA")
-        if self.attention_lacks:
-            emit("attention", length, self.attention_lacks, pattern="all", contender=_OURS)
+        if not self.ours:
+            emit("attention", length, self.ours_lacks, pattern="all", contender=_OURS)
         elif 6 * self.dense_seconds(length) < self.left():
             dense[_OURS] = partial(self.ours.dense_attention, q, k, v)
         for flush in (True, False):
@@ -230,7 +219,6 @@ class Bench:
         }
 
     def sparse(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Our patterns; without kernels for attention their densities alone."""
         length, heads = q.shape[2], q.shape[1]
         pattern = self.ours.HeadPattern
         shape = [pattern.a_shape(1024, 4096)] * heads
@@ -249,10 +237,6 @@ class Bench:
                 vertical_idx=vertical_idx,
                 slash_idx=slash_idx,
             )
-        if self.attention_lacks:
-            for name, row in density.items():
-                emit("attention", length, "", pattern=name, contender=_OURS, **row)
-            return
         for name, times in self.clock().compare(runs).items():
             emit("attention", length, times, pattern=name, contender=_OURS, **density[name])
 
@@ -336,11 +320,13 @@ def flex_mask(block_mask: Any, cover: patterns.Cover) -> tuple[Any, int]:
     return mask, int(some.sum())
 
 
-def _import_ours() -> tuple[Any, str]:
+def _import_ours(device: torch.device) -> tuple[Any, str]:
     try:
         import minference_ext
     except (ImportError, OSError, RuntimeError) as error:
         return None, f"minference_ext cannot be imported: {error}"
+    if device.type == "cuda" and not minference_ext.has_cuda():
+        return None, "this build of minference_ext has no CUDA kernels"
     return minference_ext, ""
 
 

@@ -12,6 +12,10 @@ from .steps import Outcome, Row
 # What the project wants of index and plan of 32 query / 8 kv heads on an H200, (1000, 6096).
 INDEX_WANTED_MS = {131072: 0.45, 524288: 1.6, 1048576: 3.0}
 INDEX_WANTED_ON = "H200"
+# Of attention alone: its rate of useful operations, over that of our own dense attention.
+CLUSTERED_WANTED = {"clustered 90%": 0.94, "clustered 95%": 0.92, "clustered 98%": 0.85}
+DENSE_WANTED = 1.0  # times as fast as SDPA's flash backend
+_ALONE = "ours, attention alone"
 _STAGES_AT = 131072  # the length whose stages the table shows
 _COLUMNS = ("part", "case", "ms", "p10-p90", "achieved", "note")
 
@@ -95,6 +99,32 @@ def _index_lines(rows: Sequence[Row], device: str, ceilings: Ceilings) -> Iterat
         yield "index", case, *_milliseconds(row), ceilings.fractions(row), note
 
 
+def _wanted(ratio: float, of: str, wanted: float) -> str:
+    return f"{ratio:.3f}x of {of}, wants >= {wanted}: {'met' if ratio >= wanted else 'MISSED'}"
+
+
+def _is_prompt(row: Row) -> bool:
+    """Whether there are as many queries as keys."""
+    return _number(row, "queries") in (0, _length(row))
+
+
+def _goals(row: Row, attention: Sequence[Row]) -> Iterator[str]:
+    """What the project wants of `row`, if anything, and whether it is so."""
+
+    def is_dense(peer: Row) -> bool:
+        is_timed = "ms" in peer and _is_prompt(peer)
+        return is_timed and peer.get("pattern") == "dense" and _length(peer) == _length(row)
+
+    wanted = CLUSTERED_WANTED.get(str(row.get("pattern")))
+    for peer in filter(is_dense, attention):
+        if row.get("contender") == peer.get("contender") == _ALONE and _is_prompt(row) and wanted:
+            rate, of_dense = (_number(r, "useful_flop") / _number(r, "ms") for r in (row, peer))
+            yield _wanted(rate / of_dense, "dense's rate", wanted)
+        is_flash = str(peer.get("contender")).startswith("SDPA flash")
+        if row.get("contender") == "ours, torch" and row.get("pattern") == "dense" and is_flash:
+            yield _wanted(_number(peer, "ms") / _number(row, "ms"), "SDPA flash", DENSE_WANTED)
+
+
 def _attention_lines(rows: Sequence[Row]) -> Iterator[Line]:
     attention = [row for row in rows if row.get("section") == "attention" and _is_shown(row)]
     dense = {  # the fastest dense attention of others, by length
@@ -116,6 +146,8 @@ def _attention_lines(rows: Sequence[Row]) -> Iterator[Line]:
         if not any(row.get(key) for key in ("ms", "plan_ms", "note")):
             continue
         case = f"{length_text(_length(row))} {row.get('pattern')}, {row.get('contender')}"
+        if not _is_prompt(row):
+            case = f"{_number(row, 'queries'):.0f} queries, {case}"
         achieved, notes = "", []
         if "attended" in row:
             notes.append(f"attends {_number(row, 'attended'):.1%}")
@@ -128,7 +160,8 @@ def _attention_lines(rows: Sequence[Row]) -> Iterator[Line]:
                 if key in row
             ]
             achieved = f"{' / '.join(rates)} TFLOP/s" if rates else ""
-            if dense[_length(row)] and row.get("pattern") != "dense":
+            notes += _goals(row, attention)
+            if dense[_length(row)] and row.get("pattern") != "dense" and _is_prompt(row):
                 notes.append(f"{dense[_length(row)] / _number(row, 'ms'):.2f}x of dense SDPA")
         if row.get("note") and row["note"] not in said:
             notes.append(str(row["note"]))
