@@ -37,6 +37,16 @@ class OnlineSoftmax {
   template <int kColumns8, int kOut8>
   __device__ void add(float (&scores)[kMatrices][kColumns8][4], float scale_log2,
                       float (&out)[kMatrices][kOut8][4]) {
+    float factors[kRows];
+    if (follow(scores, scale_log2, factors)) rescale(out, factors);
+    exponentiate(scores, scale_log2);
+  }
+
+  /// add() in steps, for who cannot touch `out` at once. Shifts follow the scores; where this says
+  /// so, what has been accumulated has to be rescaled by the factors of its rows.
+  template <int kColumns8>
+  __device__ bool follow(const float (&scores)[kMatrices][kColumns8][4], float scale_log2,
+                         float (&factors)[kRows]) {
     float top[kRows];
     bool is_exceeded = false;
 #pragma unroll
@@ -48,7 +58,35 @@ class OnlineSoftmax {
       }
       is_exceeded |= fmaf(top[row], scale_log2, -shift_[row]) > kSlack;
     }
-    if (__any_sync(0xffffffff, is_exceeded)) raise_shifts(top, scale_log2, out);
+    const bool is_raised = __any_sync(0xffffffff, is_exceeded);
+    if (is_raised) {
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        top[row] = fmaxf(top[row], __shfl_xor_sync(0xffffffff, top[row], 1));
+        top[row] = fmaxf(top[row], __shfl_xor_sync(0xffffffff, top[row], 2));
+        const float before = shift_[row];
+        shift_[row] = fmaxf(before, top[row] * scale_log2);
+        factors[row] = exp2_approx(before - shift_[row]);
+        sum_[row] *= factors[row];
+      }
+    }
+    return is_raised;
+  }
+
+  template <int kOut8>
+  __device__ static void rescale(float (&out)[kMatrices][kOut8][4], const float (&factors)[kRows]) {
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+#pragma unroll
+      for (int n = 0; n < kOut8; ++n) {
+        at(out, row, n, 0) *= factors[row];
+        at(out, row, n, 1) *= factors[row];
+      }
+    }
+  }
+
+  template <int kColumns8>
+  __device__ void exponentiate(float (&scores)[kMatrices][kColumns8][4], float scale_log2) {
 #pragma unroll
     for (int n = 0; n < kColumns8; ++n) {
 #pragma unroll
@@ -78,28 +116,10 @@ class OnlineSoftmax {
  private:
   static constexpr float kSlack = 8;  // in log2
 
-  template <int kColumns8>
-  __device__ static float& at(float (&values)[kMatrices][kColumns8][4], int row, int n, int c) {
+  /// `values`: of any type of element that may be constant.
+  template <class Values>
+  __device__ static auto& at(Values& values, int row, int n, int c) {
     return values[row / 2][n][row % 2 * 2 + c];
-  }
-
-  template <int kOut8>
-  __device__ void raise_shifts(float (&top)[kRows], float scale_log2,
-                               float (&out)[kMatrices][kOut8][4]) {
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      top[row] = fmaxf(top[row], __shfl_xor_sync(0xffffffff, top[row], 1));
-      top[row] = fmaxf(top[row], __shfl_xor_sync(0xffffffff, top[row], 2));
-      const float before = shift_[row];
-      shift_[row] = fmaxf(before, top[row] * scale_log2);
-      const float factor = exp2_approx(before - shift_[row]);
-      sum_[row] *= factor;
-#pragma unroll
-      for (int n = 0; n < kOut8; ++n) {
-        at(out, row, n, 0) *= factor;
-        at(out, row, n, 1) *= factor;
-      }
-    }
   }
 
   float shift_[kRows];  // log2 units

@@ -38,9 +38,10 @@ __device__ inline float log_sum_exp(float shift, float sum) {
 
 /// Query rows in front of a padded sequence are rows without keys. The tasks of its first chunk
 /// share them: the one of row blocks from `first_block` on clears as many, and as many again where
-/// chunks are shorter than the padding.
+/// chunks are shorter than the padding. By `num_threads` threads, of which this is one.
 __device__ inline void clear_padding(const AttentionFwdParams& params, const Sequence& sequence,
-                                     std::int32_t head, std::int32_t first_block) {
+                                     std::int32_t head, std::int32_t first_block,
+                                     std::int32_t thread, std::int32_t num_threads) {
   const Sequences& all = params.call.sequences;
   if (all.cu_seqlens_q != nullptr || all.chunk_index > 0) return;
   const std::int32_t chunk_rows = all.chunk_rows > 0 ? all.chunk_rows : all.seq_q;
@@ -50,7 +51,7 @@ __device__ inline void clear_padding(const AttentionFwdParams& params, const Seq
        begin += step) {
     const std::int32_t left = sequence.q_begin - static_cast<std::int32_t>(begin);
     const std::int32_t num_rows = left < kTaskRows ? left : kTaskRows;
-    for (std::int32_t i = threadIdx.x; i < num_rows * vectors; i += blockDim.x) {
+    for (std::int32_t i = thread; i < num_rows * vectors; i += num_threads) {
       const std::int32_t row = static_cast<std::int32_t>(begin) + i / vectors;
       store_vector(row_of(params.out, sequence.batch, head, row) + i % vectors * kVectorDims,
                    uint4{0, 0, 0, 0}, params.is_out_aligned);

@@ -23,14 +23,15 @@ __device__ inline std::uint64_t first_rows(std::int64_t count) {
   return count >= kRowBlock ? kAllRows : (std::uint64_t{1} << count) - 1;
 }
 
+/// Without padding: it is copied through shared memory.
 struct RowBlock {
+  std::uint64_t all_keys_rows;  ///< dense: all; tri_shape: the last rows, which attend every key
   std::int32_t end;             ///< e
   std::int32_t key_end;         ///< min(e, kv_len): no row attends keys beyond
   std::int32_t num_rows;        ///< that exist
   std::int32_t sink;            ///< a_shape and tri_shape
   std::int32_t window;          ///< the same
-  std::uint64_t all_keys_rows;  ///< dense: all; tri_shape: the last rows, which attend every key
-  bool has_window;              ///< some rows are those of a_shape
+  std::int32_t has_window;      ///< 1: some rows are those of a_shape
 };
 
 /// Row block `block` of the chunk of queries.

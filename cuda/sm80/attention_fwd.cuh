@@ -27,37 +27,17 @@
 //   after replacement   values that are not        V's tile and the columns replaced, for all
 #pragma once
 
+#include "device/dependent_launch.cuh"
 #include "device/element.cuh"
 #include "device/launch.cuh"
 #include "device/online_softmax.cuh"
 #include "device/out_rows.cuh"
 #include "device/row_vectors.cuh"
-#include "device/sequence_items.cuh"
+#include "device/task.cuh"
 #include "sm80/attention_fwd.h"
 #include "sm80/config.cuh"
 
 namespace minference::cuda::sm80 {
-
-/// Longest first, neighbours side by side: kv heads one after the other, within one row blocks from
-/// the last to the first, within those the query heads that share K and V.
-__device__ inline Task find_task(const AttentionFwdParams& params, std::int64_t index) {
-  const Call& call = params.call;
-  const std::int32_t per_item = params.partial.num_parts * call.heads_per_kv;
-  const std::int64_t per_kv_head = params.partial.num_items * per_item;
-  const std::int32_t head_kv = static_cast<std::int32_t>(index / per_kv_head);
-  index -= head_kv * per_kv_head;
-  const std::int64_t item_from_last = index / per_item;
-  const std::int32_t within = static_cast<std::int32_t>(index - item_from_last * per_item);
-  Task task{};
-  task.item = params.partial.num_items - 1 - item_from_last;
-  task.head = head_kv * call.heads_per_kv + within % call.heads_per_kv;
-  task.part = within / call.heads_per_kv;
-  const Item item =
-      find_item<RowsOf::kQueries>(call.sequences, params.plan.row_blocks, kTaskBlocks, task.item);
-  task.sequence_index = item.sequence;
-  task.first_block = static_cast<std::int32_t>(item.row < kNoRow ? item.row : -1);
-  return task;
-}
 
 template <class Config>
 class AttentionBlock {
@@ -126,31 +106,16 @@ class AttentionBlock {
   __device__ void begin(const Task& task, const Sequence& sequence) {
     const Call& call = params_.call;
     const LayerPlan& plan = params_.plan;
-    WalkSource source{};
-    source.head = plan.heads[std::int64_t{task.sequence_index} * call.num_heads_q + task.head];
-    source.lines = lines_of(plan, source.head, call.mode, task.head, task.sequence_index, sequence);
-    const std::int32_t num_blocks =
-        static_cast<std::int32_t>(plan::num_row_blocks(sequence.row_end - sequence.row_begin));
-    const std::int64_t first_list =
-        task.head * plan.row_blocks.total +
-        cuda::first_row(plan.row_blocks, task.sequence_index, sequence.q_begin) + task.first_block;
-    for (int i = 0; i < kTaskBlocks && task.first_block + i < num_blocks; ++i) {
-      source.lists[i] = lists_of(plan, params_.columns, source.head, call.mode, first_list + i);
-    }
-    const bool is_whole = call.head_dim == kHeadDim;
-    source.num_keys = sequence.kv_len;
-    source.is_whole = is_whole && params_.is_aligned;
-    source.is_gathered_whole = is_whole;
-    shared_.walk.begin(sequence, source, task.first_block, task.part, params_.partial.num_parts);
+    const auto describe = [&](WalkSource* source) {
+      describe_walk<kHeadDim>(params_, task, sequence, source);
+    };
+    shared_.walk.begin(sequence, describe, task.first_block, task.part, params_.partial.num_parts);
 
     if (threadIdx.x == 0) {
       shared_.task = task;
       shared_.sequence = sequence;
       const std::int32_t head_kv = task.head / call.heads_per_kv;
-      const std::int64_t gathered =
-          (task.head * plan.vertical_rows.total +
-           cuda::first_row(plan.vertical_rows, task.sequence_index, sequence.kv_begin)) *
-          call.head_dim;
+      const std::int64_t gathered = gathered_row(params_, task, sequence) * call.head_dim;
       for (const bool is_value : {false, true}) {
         const Tensor& tensor = is_value ? params_.v : params_.k;
         const void* const rows = is_value ? plan.gathered_v : plan.gathered_k;
@@ -161,7 +126,7 @@ class AttentionBlock {
                       .is_aligned = params_.is_aligned};
         sources[1] = {.data = static_cast<const std::uint16_t*>(rows) + gathered,
                       .stride = call.head_dim,
-                      .num_rows = source.head.num_vertical,
+                      .num_rows = shared_.walk.source().head.num_vertical,
                       .is_aligned = true};
       }
     }
@@ -172,7 +137,8 @@ class AttentionBlock {
         .num_rows = sequence.row_end - row,
         .is_aligned = params_.is_aligned};
     const TileCopy<QueryTile, Config::kThreads> copy(shared_address(shared_.q));
-    if (source.is_whole && queries.num_rows >= Config::kRows) {
+    const bool is_whole = params_.is_aligned && call.head_dim == kHeadDim;
+    if (is_whole && queries.num_rows >= Config::kRows) {
       copy.template whole_rows<Config::kRows>(queries, 0, 0);
     } else {
       copy.template any_rows<Config::kRows>(queries, 0, 0, call.head_dim);
@@ -206,7 +172,8 @@ class AttentionBlock {
     if (thread < kTaskBlocks * kKeys) {
       const unsigned of_block = thread / kKeys, column = thread % kKeys;
       const Piece& piece = shared_.walk.piece(stage, column / kPieceKeys);
-      const std::uint64_t rows = shared_.walk.rows(piece, of_block, column % kPieceKeys);
+      const std::uint64_t rows =
+          shared_.walk.rows().attending(piece, of_block, column % kPieceKeys);
       masks.rows[of_block][0][column] = static_cast<std::uint32_t>(rows);
       masks.rows[of_block][1][column] = static_cast<std::uint32_t>(rows >> 32);
     }
@@ -451,11 +418,7 @@ class AttentionBlock {
 
   __device__ void store_part(const Task& task, std::int32_t first, std::int32_t num_rows) const {
     const PartialResults& partial = params_.partial;
-    const std::int64_t row =
-        ((std::int64_t{task.part} * params_.call.num_heads_q + task.head) * partial.num_items +
-         task.item) *
-            kTaskRows +
-        first;
+    const std::int64_t row = partial_row(params_, task) + first;
 #pragma unroll
     for (int i = 0; i < 2 * kMatrices; ++i) {
       const int own = 16 * (i / 2) + i % 2 * 8 + lane() / 4;
@@ -483,13 +446,14 @@ class AttentionBlock {
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     attention_fwd(const __grid_constant__ AttentionFwdParams params) {
+  begin_kernel();
   extern __shared__ __align__(128) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<typename Config::SharedStorage*>(shared_memory);
   const Task task = find_task(params, blockIdx.x);
   const Sequence sequence = sequence_at(params.call.sequences, task.sequence_index);
   if (task.first_block < 0) return;
   if (params.partial.num_parts == 1) {
-    clear_padding(params, sequence, task.head, task.first_block);
+    clear_padding(params, sequence, task.head, task.first_block, threadIdx.x, Config::kThreads);
   }
   if (task.first_block * kRowBlock >= sequence.row_end - sequence.row_begin) return;
   AttentionBlock<Config>(params, shared).run(task, sequence);
@@ -499,10 +463,8 @@ template <bool kIsBfloat16, int kHeadDim>
 cudaError_t AttentionFwd<kIsBfloat16, kHeadDim>::launch(const AttentionFwdParams& params,
                                                         cudaStream_t stream) {
   using Config = AttentionConfig<kIsBfloat16, kHeadDim>;
-  const PartialResults& partial = params.partial;
-  const std::int64_t tasks = partial.num_items * partial.num_parts * params.call.num_heads_q;
-  return cuda::launch(attention_fwd<Config>, dim3(static_cast<unsigned>(tasks)), Config::kThreads,
-                      sizeof(typename Config::SharedStorage), stream, params);
+  return cuda::launch(attention_fwd<Config>, dim3(static_cast<unsigned>(num_tasks(params))),
+                      Config::kThreads, sizeof(typename Config::SharedStorage), stream, params);
 }
 
 template <bool kIsBfloat16, int kHeadDim>

@@ -7,17 +7,9 @@
 
 #include "device/matrix_tile.cuh"
 #include "device/pair_walk.cuh"
+#include "device/task.cuh"
 
 namespace minference::cuda::sm80 {
-
-/// What one block does.
-struct Task {
-  std::int32_t sequence_index;
-  std::int32_t head;
-  std::int32_t part;         ///< of the keys
-  std::int32_t first_block;  ///< of the chunk's row blocks; negative: none
-  std::int64_t item;
-};
 
 /// 128 query rows, two row blocks, by 64 keys. A warp owns 32 rows, which read K and V from shared
 /// memory half as often as 16 would; head dimension 256 has registers for 16 rows only, and for
