@@ -23,6 +23,8 @@ Status supports(const plan::Problem&) { return fail_without_kernels(); }
 
 Status workspace_bytes(const plan::Problem&, std::size_t*) { return fail_without_kernels(); }
 
+Status attention_kernel(const plan::Problem&, KernelInfo*) { return fail_without_kernels(); }
+
 Status attention(const plan::Problem&, void*) { return fail_without_kernels(); }
 
 Status estimate(const plan::Problem&, const plan::EstimatedLines&, void*) {

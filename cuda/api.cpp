@@ -5,14 +5,15 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <cstdio>
 
 #include "any/launch.h"
+#include "choose.h"
 #include "core/status.h"
 #include "device_error.h"
 #include "layer_attention.h"
 #include "layer_index.h"
 #include "plan/arena.h"
-#include "sm80/launch.h"
 
 namespace minference::cuda {
 namespace {
@@ -119,12 +120,21 @@ Status check_kernels(const DeviceScope& scope) {
                     cudaGetErrorName(error));
 }
 
-/// How many blocks of attention the device of `scope`, the current one, runs at once.
-Status count_slots(const plan::Problem& problem, const DeviceScope& scope, std::int32_t* slots) {
+/// Who attends on the device of `scope`, the current one.
+Status choose(const plan::Problem& problem, const DeviceScope& scope, DeviceFacts* facts,
+              KernelChoice* choice) {
   if (scope.status() != Status::kOk) return scope.status();
-  const bool is_bfloat16 = problem.args.q.dtype == DType::kBFloat16;
-  return device_answered(sm80::count_attention_fwd_slots(problem.head_dim(), is_bfloat16, slots),
-                         "asking the device how many thread blocks it runs at once");
+  const Status status = device_facts(facts);
+  if (status == Status::kOk) *choice = choose_kernel(problem, *facts);
+  return status;
+}
+
+/// How many of its blocks that device runs at once.
+Status choose_slots(const plan::Problem& problem, const DeviceScope& scope, Slots* slots) {
+  DeviceFacts facts{};
+  KernelChoice choice{};
+  const Status status = choose(problem, scope, &facts, &choice);
+  return status == Status::kOk ? count_slots(problem, choice, facts, slots) : status;
 }
 
 /// The smallest power of two that is at least `count`; 0 for nothing.
@@ -194,16 +204,30 @@ Status workspace_bytes(const plan::Problem& problem, std::size_t* bytes) {
     return Status::kOk;
   }
   const DeviceScope scope(any_memory(problem, nullptr));
-  std::int32_t slots = 0;
-  const Status status = count_slots(problem, scope, &slots);
+  Slots slots{};
+  const Status status = choose_slots(problem, scope, &slots);
   if (status == Status::kOk) *bytes = LayerAttention(problem, slots, nullptr).workspace_bytes();
+  return status;
+}
+
+Status attention_kernel(const plan::Problem& problem, KernelInfo* info) {
+  const DeviceScope scope(any_memory(problem, nullptr));
+  DeviceFacts facts{};
+  KernelChoice choice{};
+  const Status status = choose(problem, scope, &facts, &choice);
+  if (status != Status::kOk) return status;
+  info->tile_rows = choice.tile_rows;
+  info->tile_keys = choice.tile_keys;
+  info->num_multiprocessors = facts.num_multiprocessors - choice.num_reserved;
+  std::snprintf(info->name, sizeof(info->name), "%s", kernel_name(choice.kernel));
+  std::snprintf(info->reason, sizeof(info->reason), "%s", choice.reason);
   return status;
 }
 
 Status attention(const plan::Problem& problem, void* workspace) {
   const DeviceScope scope(any_memory(problem, workspace));
-  std::int32_t slots = 0;
-  Status status = count_slots(problem, scope, &slots);
+  Slots slots{};
+  Status status = choose_slots(problem, scope, &slots);
   if (status == Status::kOk) status = check_memory(problem, workspace, scope.device());
   return status == Status::kOk ? LayerAttention(problem, slots, workspace).run() : status;
 }

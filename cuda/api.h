@@ -25,6 +25,9 @@ Status supports(const plan::Problem& problem);
 /// Of attention where the problem needs values, else of its estimation and plan.
 Status workspace_bytes(const plan::Problem& problem, std::size_t* bytes);
 
+/// Fills `info`: which kernel attention() runs on the device of q (as in supports()), and why.
+Status attention_kernel(const plan::Problem& problem, KernelInfo* info);
+
 /// Enqueues index, plan and attention on the stream of `problem`.
 Status attention(const plan::Problem& problem, void* workspace);
 

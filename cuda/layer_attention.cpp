@@ -6,6 +6,7 @@
 #include "device_error.h"
 #include "plan/arena.h"
 #include "sm80/launch.h"
+#include "sm90/launch.h"
 
 namespace minference::cuda {
 namespace {
@@ -30,8 +31,23 @@ std::int32_t num_key_parts(std::int64_t tasks, std::int64_t slots, std::int64_t 
   return static_cast<std::int32_t>(parts);
 }
 
-LayerAttention::LayerAttention(const plan::Problem& problem, std::int32_t slots, void* workspace)
-    : index_(problem, workspace), stream_(static_cast<cudaStream_t>(problem.args.stream)) {
+Status count_slots(const plan::Problem& problem, const KernelChoice& choice,
+                   const DeviceFacts& facts, Slots* slots) {
+  *slots = {choice.kernel, facts.num_multiprocessors};
+  if (choice.kernel == AttentionKernel::kSm90) {  // a block fills a multiprocessor
+    slots->count -= choice.num_reserved;
+    return Status::kOk;
+  }
+  const bool is_bfloat16 = problem.args.q.dtype == DType::kBFloat16;
+  return device_answered(
+      sm80::count_attention_fwd_slots(problem.head_dim(), is_bfloat16, &slots->count),
+      "asking the device how many thread blocks it runs at once");
+}
+
+LayerAttention::LayerAttention(const plan::Problem& problem, const Slots& slots, void* workspace)
+    : index_(problem, workspace),
+      slots_(slots),
+      stream_(static_cast<cudaStream_t>(problem.args.stream)) {
   const AttentionArgs& args = problem.args;
   params_.call = index_.plan_params().call;
   params_.q = device_tensor(args.q);
@@ -54,7 +70,7 @@ LayerAttention::LayerAttention(const plan::Problem& problem, std::int32_t slots,
   partial.num_items = row_blocks / kTaskBlocks + count;
   // Without those that only the rounding of lengths leaves room for.
   const std::int64_t items = std::max(row_blocks / kTaskBlocks, count);
-  partial.num_parts = num_key_parts(items * heads, slots, problem.seq_kv());
+  partial.num_parts = num_key_parts(items * heads, slots.count, problem.seq_kv());
   workspace_bytes_ = index_.workspace_bytes();
   if (partial.num_parts == 1) return;
   plan::Arena arena(
@@ -79,8 +95,12 @@ Status LayerAttention::run() {
 
 Status LayerAttention::attend() {
   params_.call = index_.plan_params().call;
-  if (params_.call.sequences.seq_q == 0) return Status::kOk;
-  const Status status = launched(sm80::launch_attention_fwd(params_, stream_), "attention_fwd");
+  const Sequences& sequences = params_.call.sequences;
+  if (sequences.seq_q == 0 || sequences.seq_kv == 0) return Status::kOk;  // no rows
+  const cudaError_t error = slots_.kernel == AttentionKernel::kSm90
+                                ? sm90::launch_attention_fwd(params_, slots_.count, stream_)
+                                : sm80::launch_attention_fwd(params_, stream_);
+  const Status status = launched(error, "attention_fwd");
   if (status != Status::kOk || params_.partial.num_parts == 1) return status;
   return launched(launch_combine(params_, stream_), "combine");
 }

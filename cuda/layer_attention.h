@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "choose.h"
 #include "layer_index.h"
 #include "minference/types.h"
 #include "params.h"
@@ -17,10 +18,19 @@ namespace minference::cuda {
 /// In how many parts the keys are cut so that `tasks` fill a device that runs `slots` at once.
 std::int32_t num_key_parts(std::int64_t tasks, std::int64_t slots, std::int64_t seq_kv);
 
+/// Blocks of a kernel that the device runs at once.
+struct Slots {
+  AttentionKernel kernel;
+  std::int32_t count;
+};
+
+/// Those of the kernel that is chosen for a problem, on the current device.
+Status count_slots(const plan::Problem& problem, const KernelChoice& choice,
+                   const DeviceFacts& facts, Slots* slots);
+
 class LayerAttention {
  public:
-  /// `slots`: blocks that the device runs at once.
-  LayerAttention(const plan::Problem& problem, std::int32_t slots, void* workspace);
+  LayerAttention(const plan::Problem& problem, const Slots& slots, void* workspace);
 
   std::size_t workspace_bytes() const { return workspace_bytes_; }
   /// Enqueues everything.
@@ -32,6 +42,7 @@ class LayerAttention {
 
  private:
   LayerIndex index_;
+  Slots slots_;
   AttentionFwdParams params_{};
   cudaStream_t stream_;
   std::size_t workspace_bytes_ = 0;

@@ -38,6 +38,8 @@ Tensor device_tensor(const TensorView& view) {
 LayerIndex::LayerIndex(const plan::Problem& problem, void* workspace)
     : problem_(problem), stream_(static_cast<cudaStream_t>(problem.args.stream)) {
   measure();
+  // Without memory nothing is launched, and the device of the tensors need not be current.
+  plan_.call.may_overlap = workspace != nullptr && can_overlap_kernels();
   plan::Arena arena(workspace, kAlignment);
   take_memory(&arena);
   workspace_bytes_ = arena.block_bytes();
@@ -123,6 +125,7 @@ void LayerIndex::take_memory(plan::Arena* arena) {
   const std::int64_t head_dim = problem_.head_dim();
   LayerPlan& plan = plan_.plan;
   plan.heads = arena->take<HeadPlan>(count * heads);
+  plan.next_task = arena->take<unsigned>(1);
   const std::int64_t chunk_rows = plan_.call.sequences.chunk_rows;
   const std::int64_t query_rows = chunk_rows > 0 ? chunk_rows : problem_.seq_q();
   plan.row_blocks =

@@ -86,6 +86,7 @@ struct Call {
   std::int32_t head_dim;
   bool is_bfloat16;    ///< else fp16
   bool may_fall_back;  ///< dense_fallback, and mode kCover
+  bool may_overlap;    ///< kernels may start while those before them end
   SlashMode mode;
 };
 
@@ -154,6 +155,8 @@ struct LayerPlan {
   /// the tiles' first keys
   std::int32_t* tiles;
   std::int32_t* num_tiles;  ///< [num_heads_q, row_blocks.total]
+  /// How many tasks the blocks of a persistent kernel have taken; 0 between launches.
+  unsigned* next_task;
 };
 
 /// Mode kReference: the keys of a head's verticals that are in no tile of the row block. A struct

@@ -87,7 +87,7 @@ def op_calls(sequences: int) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]
     """Arguments of every op after q, k, v."""
     vertical, slash, blocks = lists(sequences)
     return {
-        "dense_attention": ((), {"softmax_scale": 0.3}),
+        "dense_attention": ((), {"softmax_scale": 0.3, "reserved_multiprocessors": 7}),
         "a_shape_attention": ((2, 8), {}),
         "tri_shape_attention": ((2, 8, 3), {}),
         "vs_attention": ((3, [1, 2, 3, 4]), {"mode": "exact", "dense_fallback": False}),
@@ -179,6 +179,21 @@ def test_out_gives_the_same(name: str, layout: Callable[[], Inputs]) -> None:
     assert wide[..., D:].isnan().all()
 
 
+@pytest.mark.parametrize("name", ATTENTION_OPS)
+def test_reserved_multiprocessors_are_no_matter_of_a_cpu(name: str) -> None:
+    op, args, kwargs = call_of(name, batched)
+    expected = op.default(*args, **kwargs)
+    kwargs["reserved_multiprocessors"] = 2**31 - 1
+    assert_same(op.default(*args, **kwargs), expected)
+    buffers = {"out": torch.empty_like(expected[0]), "lse": torch.empty_like(expected[1])}
+    op.out(*args, **out_kwargs(kwargs), **buffers)
+    assert_same(tuple(buffers.values()), expected)
+    qkv, rest = args[:3], list(args[3:])
+    if name == "sparse_attention":
+        rest = [PATTERNS]
+    assert_same(getattr(mi, name)(*qkv, *rest, **kwargs), expected)
+
+
 def layout_of(results: Any) -> list[tuple[Any, ...]]:
     tensors = (results,) if isinstance(results, Tensor) else results
     return [(t.dtype, t.shape, t.stride()) for t in tensors]
@@ -221,7 +236,7 @@ def layer(q: Tensor, k: Tensor, v: Tensor, size: int, scale: float) -> tuple[Ten
     """Every Python function on one input."""
     stats = mi.plan_stats(q, k, PATTERNS)
     return (
-        *mi.dense_attention(q, k, v, softmax_scale=scale),
+        *mi.dense_attention(q, k, v, softmax_scale=scale, reserved_multiprocessors=size),
         *mi.a_shape_attention(q, k, v, size, 2 * size),
         *mi.tri_shape_attention(q, k, v, 1, size, 2, out=q.new_empty(q.shape)),
         *mi.vs_attention(q, k, v, size, [size, 2, 3, 4], mode="exact"),
@@ -392,6 +407,12 @@ BAD: list[tuple[str, Callable[[], Any], str]] = [
     ("scale -1", lambda: dense(softmax_scale=-1.0), r"softmax_scale is -1"),
     ("scale nan", lambda: dense(softmax_scale=float("nan")), r"softmax_scale is nan"),
     ("scale inf", lambda: dense(softmax_scale=float("inf")), r"softmax_scale is inf"),
+    (
+        "reserved < 0",
+        lambda: dense(reserved_multiprocessors=-1),
+        r"^dense_attention: reserved_multiprocessors is -1; it must be >= 0$",
+    ),
+    ("reserved 2^31", lambda: vs(reserved_multiprocessors=2**31), r"reserved_\w+ is 2147483648;"),
     ("vertical_idx value", lambda: vs_index(changed(IDX, N)), r"vertical_idx.*\b16\b"),
     ("slash_idx value", lambda: vs_index(IDX, changed(IDX, -2)), r"slash_idx.*-2"),
     ("vertical_idx dtype", lambda: vs_index(IDX.long()), r"vertical_idx has dtype int64; .*int32"),
@@ -469,6 +490,19 @@ def test_sentence_names_the_op() -> None:
         (lambda: HeadPattern("a_shape", (1,)), r"sizes of a_shape is \(1,\); .*\(sink, window\)"),
         (lambda: mi.predict(HeadPattern.a_shape(1, 1), 9, 5), r"q_len.*\b9\b"),
         (lambda: mi.cpu_kernel_for("float64"), r"dtype is 'float64'; .*'bfloat16'"),
+        (lambda: mi.attention_kernel(Q[0, 0], Q, Q), r"q has 2 dimensions; .* 4: .* 3 if packed"),
+        (lambda: mi.attention_kernel(Q, Q, Q[0]), r"v has 3 dimensions"),
+        (lambda: mi.attention_kernel(Q, Q.to("meta"), Q), r"k is on device meta .* one device"),
+        (lambda: mi.attention_kernel(*[Q.to("meta")] * 3), r"q is on device meta; .*CUDA"),
+        (lambda: mi.attention_kernel(Q, Q.double(), Q), r"k has dtype 'float64'; .*'bfloat16'"),
+        (lambda: mi.attention_kernel(Q, Q, Q.half()), r"v has dtype float16; .*float32 as q"),
+        (lambda: mi.attention_kernel(Q, Q[:, :3], Q[:, :3]), r"\bk\b.*\b3\b"),
+        (lambda: mi.attention_kernel(Q[:, :0], Q, Q), r"q has 0 heads"),
+        (lambda: mi.attention_kernel(WIDE[..., ::2], Q, Q), r"q has stride 2"),
+        (
+            lambda: mi.attention_kernel(Q, Q, Q, reserved_multiprocessors=-2),
+            r"reserved_multiprocessors is -2; it must be >= 0",
+        ),
     ],
 )
 def test_bad_value(call: Callable[[], Any], sentence: str) -> None:
@@ -485,6 +519,26 @@ def test_capabilities() -> None:
     for dtype in ("float32", "bfloat16", "float16"):
         assert kernels[mi.cpu_kernel_for(dtype)]
     assert mi.has_cuda() in (False, True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_attention_kernel(dtype: torch.dtype, layout: Callable[[], Inputs]) -> None:
+    qkv = [tensor.to(dtype) for tensor in layout()[0]]
+    name = mi.cpu_kernel_for(str(dtype).removeprefix("torch."))
+    reason = "the best of the CPU kernels that this machine can run"
+    expected = mi.KernelInfo(name, 64, 32, 0, reason)
+    assert mi.attention_kernel(*qkv) == expected
+    assert mi.attention_kernel(*qkv, reserved_multiprocessors=3) == expected
+
+
+def test_attention_kernel_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINFERENCE_CPU_KERNEL", "portable")
+    info = mi.attention_kernel(Q, Q, Q)
+    assert (info.name, info.reason) == ("portable", "forced by MINFERENCE_CPU_KERNEL=portable")
+    monkeypatch.setenv("MINFERENCE_CPU_KERNEL", "no_such_kernel")
+    with pytest.raises(ValueError, match="MINFERENCE_CPU_KERNEL is no_such_kernel"):
+        mi.attention_kernel(Q, Q, Q)
 
 
 def test_predict() -> None:

@@ -117,7 +117,7 @@ INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
         r"cpp/(include/minference|plan)/.*",
         r"cpp/core/status\.h",
         r"cuda/[^/]*",
-        r"cuda/(any|sm80)/launch\.h",
+        r"cuda/(any|sm80|sm90)/launch\.h",
     ),
     "cuda/api.h": (r"<cstddef>", r"cpp/(include/minference|plan)/.*"),
     "cuda/params.h": (r"std", r"<vector_types\.h>", r"cpp/(include/minference|plan)/.*"),
@@ -141,6 +141,13 @@ INCLUDE_TABLE: dict[str, tuple[str, ...]] = {
         r"cpp/(include/minference|plan)/.*",
         r"cuda/params\.h",
         r"cuda/(device|sm80)/.*",
+    ),
+    "cuda/sm90/": (
+        r"std",
+        r"<(cuda|cuda_\w+|driver_types|vector_types)\.h>|<(cuda|cute|cutlass)/.*>",
+        r"cpp/(include/minference|plan)/.*",
+        r"cuda/params\.h",
+        r"cuda/(device|sm90)/.*",
     ),
     "tests/cpp/": (
         r"std",
@@ -332,6 +339,7 @@ def test_every_folder_is_read() -> None:
         "cpp/torch/",
         "cuda/any/",
         "cuda/sm80/",
+        "cuda/sm90/",
     )
     for folder in (*cpp, "python/", "tests/"):
         assert any(path.startswith(folder) for path, _ in SOURCES), folder
@@ -378,6 +386,7 @@ BAD = [
     (check_includes, "cuda/device/a.cuh", '#include "any/launch.h"'),
     (check_includes, "cuda/a.cpp", '#include "sm80/attention_fwd.h"'),
     (check_includes, "cuda/sm80/a.cu", '#include "any/launch.h"'),
+    (check_includes, "cuda/sm90/a.cu", '#include "sm80/config.cuh"'),
     (check_includes, "cuda/any/a.cu", '#include "sm80/launch.h"'),
     (check_includes, KERNEL, '#include "core/status.h"'),
     (check_includes, KERNEL, '#include "cpu/select.h"'),

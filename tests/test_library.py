@@ -62,7 +62,7 @@ def declared_structs(text: str) -> dict[str, list[str]]:
     structs = {}
     for name, body in re.findall(r"\bstruct (\w+) \{(.*?)\n\s*\}", text, re.DOTALL):
         body = re.sub(r"\(\*(\w+)\)\([^;]*\)", r" \1", body)
-        structs[name] = re.findall(r"(\w+)(?:\[\d\])?(?: = [^;]*)?;", body)
+        structs[name] = re.findall(r"(\w+)(?:\[\d+\])?(?: = [^;]*)?;", body)
     return structs
 
 
@@ -107,11 +107,14 @@ def test_declared_structs_sees_every_form() -> None:
       IndexView
           list;  // not_me;
       std::int64_t shape[4] = {0, 0, 0, 0};
+      char name[32] = "";
       void (*run)(void* context, void (*body)(void*, std::int64_t),
                   void* argument) = nullptr;
     };
     """
-    assert declared_structs(text) == {"Params": ["struct_size", "data", "list", "shape", "run"]}
+    assert declared_structs(text) == {
+        "Params": ["struct_size", "data", "list", "shape", "name", "run"]
+    }
 
 
 def test_c_structs_have_the_members_of_cpp() -> None:

@@ -225,11 +225,18 @@ def test_strides_change_no_bit(pattern: Pattern, device: str) -> None:
     case = Case("regular", "", "", (pattern,), q_len=300, batch=2, covers_all=None)
     case = case.on(device)
     inputs = check.draw(case, 0)
-    plain = check.run(case, check.arguments(case, *inputs, device))
-    layouts: tuple[Layout, ...] = ("heads_last", "fused", "every_second", "unaligned")
+    # By kernel: rows that are not aligned may take another one.
+    results: dict[str, tuple[Tensor, Tensor]] = {}
+    layouts: tuple[Layout, ...] = (
+        "contiguous", "heads_last", "fused", "every_second", "unaligned",
+    )  # fmt: skip
     for layout in layouts:
         strided = replace(case, layout=layout)
-        assert same(check.run(strided, check.arguments(strided, *inputs, device)), plain), layout
+        arguments = check.arguments(strided, *inputs, device)
+        kernel = minference_ext.attention_kernel(arguments.q, arguments.k, arguments.v).name
+        found = check.run(strided, arguments)
+        assert same(found, results.setdefault(kernel, found)), layout
+    assert len(results) == 1 or set(results) == {"sm80", "sm90"}
 
 
 # ---- Keys that a row does not attend -------------------------------------------------------------

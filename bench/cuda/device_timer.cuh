@@ -58,7 +58,8 @@ class DeviceTimer {
     const double once_ms = std::max(elapsed(0), 1e-4);
     const int wanted = static_cast<int>(std::min(seconds_ * 1e3 / once_ms, 1e6));
     // A run of seconds is not repeated: the first has warmed up what it needs.
-    const int least = once_ms > seconds_ * 1e3 ? 1 : kLeastRuns;
+    const double runs_of_all = once_ms / (seconds_ * 1e3);
+    const int least = runs_of_all <= 1 ? kLeastRuns : runs_of_all <= kLongRuns ? kFewRuns : 1;
     const int runs = std::clamp(wanted, least, kMostRuns);
     if (runs == 1) return {once_ms, once_ms, once_ms, 1};
     for (int i = 0; i < runs; ++i) enqueue(l2, i, run);
@@ -73,6 +74,8 @@ class DeviceTimer {
 
  private:
   static constexpr int kLeastRuns = 5, kMostRuns = 200;
+  static constexpr int kFewRuns = 3;      // of what takes longer than all runs should
+  static constexpr double kLongRuns = 5;  // and how many times as long, at most
 
   template <class Run>
   void enqueue(L2 l2, int index, Run run) {

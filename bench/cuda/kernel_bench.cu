@@ -1,5 +1,6 @@
 // What the kernels cost on this device, by CUDA events: each stage of the index, index and plan
-// together, attention with and without them. bench/gpu runs it; by hand:
+// together, attention with and without them, both kernels of attention beside each other.
+// bench/gpu runs it; by hand:
 //
 //   kernel_bench [--lengths 16384,131072] [--seconds 0.1] [--heads 32] [--heads-kv 8]
 //                [--sections copy,index,attention] [--flush-mib 256] [--spin 20000]
@@ -14,14 +15,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "cuda/any/launch.h"
+#include "cuda/choose.h"
 #include "cuda/layer_attention.h"
 #include "cuda/layer_index.h"
-#include "cuda/sm80/launch.h"
 #include "device_timer.cuh"
 #include "layer.cuh"
 #include "minference/minference.h"
@@ -89,10 +91,10 @@ class Bench {
       if (!wants("index")) break;
       if (const auto layer = make_layer("index", length)) {
         const HeadPattern sizes{.kind = PatternKind::kVerticalSlash, .size = {1000, 6096, 0}};
-        index(*layer, uniform("(1000, 6096)", sizes, options_.heads), "prompt");
-        index(*layer, mixed_sizes(options_.heads), "prompt");
+        index(*layer, uniform("(1000, 6096)", sizes, options_.heads), "prompt", true);
+        index(*layer, mixed_sizes(options_.heads), "prompt", false);
         layer->fill(false);
-        index(*layer, uniform("(1000, 6096)", sizes, options_.heads), "random");
+        index(*layer, uniform("(1000, 6096)", sizes, options_.heads), "random", false);
       }
     }
     for (const std::int64_t length : options_.lengths) {
@@ -148,7 +150,7 @@ class Bench {
         .print();
   }
 
-  void index(const Layer& layer, const LayerPatterns& patterns, const char* data) {
+  void index(const Layer& layer, const LayerPatterns& patterns, const char* data, bool has_stages) {
     const plan::Problem problem = problem_of(layer, patterns, true);
     const plan::Problem no_values = problem_of(layer, patterns, false);
     const DeviceMemory workspace(cuda::LayerIndex(problem, nullptr).workspace_bytes());
@@ -176,6 +178,7 @@ class Bench {
     measure_graph(layer, patterns, data, &without_gather, 2 * keys, 2 * flop);
     measure("index + plan + gather", 2 * keys, 2 * flop,
             [&] { require_ok(index.build(0), "index + plan + gather"); });
+    if (!has_stages) return;
 
     const cuda::EstimateParams& estimate = index.estimate_params();
     const cuda::PlanParams& plan = index.plan_params();
@@ -218,95 +221,157 @@ class Bench {
     require(cudaGraphDestroy(graph), "cudaGraphDestroy");
   }
 
+  /// Who is timed besides the chosen kernel's attention alone.
+  struct Others {
+    bool whole;         ///< plan and attention, as the library runs them
+    bool other_kernel;  ///< that of sm_80, where the chosen one is that of sm_90
+    bool reserved;      ///< the chosen one on fewer multiprocessors, where it can
+  };
+
   /// Whole prompts, then a chunk of one, with too few tasks for a device unless keys are cut.
   void attention(Layer* layer) {
     const InputShape& shape = layer->shape;
     const int heads = shape.heads;
-    std::vector<LayerPatterns> cases;
-    if (shape.length <= kLongestDense) {
-      cases.push_back(uniform("dense", {.kind = PatternKind::kDense}, heads));
-    }
-    cases.push_back(uniform("a_shape(1024, 4096)",
-                            {.kind = PatternKind::kAShape, .size = {1024, 4096, 0}}, heads));
+    const bool is_short = shape.length <= kLongestDense;
+    const LayerPatterns dense = uniform("dense", {.kind = PatternKind::kDense}, heads);
+    if (is_short) attend(*layer, dense, {true, true, shape.length <= kLongestReserved});
+    attend(*layer,
+           uniform("a_shape(1024, 4096)", {.kind = PatternKind::kAShape, .size = {1024, 4096, 0}},
+                   heads),
+           {is_short, false, false});
     for (const int percent : {90, 95, 98}) {
-      cases.push_back(given_lines("clustered " + std::to_string(percent) + "%",
-                                  clustered((100 - percent) / 100.0, shape.length), shape));
+      attend(*layer,
+             given_lines("clustered " + std::to_string(percent) + "%",
+                         clustered_heads((100 - percent) / 100.0, shape.length, heads), shape),
+             {is_short || percent == 95, is_short && percent == 90, false});
     }
-    cases.push_back(given_lines("half local (100, 800)", {100, 400, 400, 1}, shape));
-    cases.push_back(given_lines("random (100, 800)", {100, 1, 799, 1}, shape));
-    cases.push_back(uniform("estimated (1000, 6096)",
-                            {.kind = PatternKind::kVerticalSlash, .size = {1000, 6096, 0}}, heads));
-    for (const LayerPatterns& patterns : cases) attend(*layer, patterns);
+    attend(*layer, given_lines("half local (100, 800)", {100, 400, 400, 1}, shape),
+           {is_short, false, false});
+    attend(*layer, given_lines("random (100, 800)", {100, 1, 799, 1}, shape),
+           {is_short, false, false});
+    if (shape.length == std::ranges::max(options_.lengths)) attend(*layer, isolated(shape), {});
+    attend(*layer,
+           uniform("estimated (1000, 6096)",
+                   {.kind = PatternKind::kVerticalSlash, .size = {1000, 6096, 0}}, heads),
+           {is_short, false, false});
     layer->queries = std::min<std::int64_t>(kChunk, shape.length);
-    attend(*layer, uniform("dense", {.kind = PatternKind::kDense}, heads));
-    attend(*layer, given_lines("clustered 90%", clustered(0.1, shape.length), shape));
+    attend(*layer, dense, {is_short, false, false});
+    attend(*layer, given_lines("clustered 90%", clustered_heads(0.1, shape.length, heads), shape),
+           {is_short, false, false});
   }
 
-  void attend(const Layer& layer, const LayerPatterns& patterns) {
-    const AttentionArgs args = layer.args();
-    SparseAttentionParams params;
-    params.head_patterns = patterns.heads.data();
-    params.vertical_idx = patterns.vertical_view;
-    params.slash_idx = patterns.slash_view;
-    params.dense_fallback = 0;
+  /// A kernel with index, plan and memory of its own.
+  struct Alone {
+    Alone(const plan::Problem& problem, const cuda::Slots& slots)
+        : slots(slots),
+          memory(cuda::LayerAttention(problem, slots, nullptr).workspace_bytes()),
+          layer(problem, slots, memory.data()) {}
+    void plan() { require_ok(layer.index().build(0), "index + plan + gather"); }
 
-    const plan::Problem problem = problem_of(layer, patterns, true);
-    const std::int64_t heads = layer.shape.heads;
-    const DeviceMemory stats_memory(heads * sizeof(PlanStats));
-    std::vector<PlanStats> stats(heads);
-    const std::int32_t slots = count_slots(layer.shape);
-    const DeviceMemory memory(cuda::LayerAttention(problem, slots, nullptr).workspace_bytes());
-    cuda::LayerAttention alone(problem, slots, memory.data());
-    const Times plan_times = timer_.measure(
-        L2::kFlushed, [&] { require_ok(alone.index().build(0), "index + plan + gather"); });
-    require_ok(alone.index().add_stats(static_cast<PlanStats*>(stats_memory.data())), "plan_stats");
-    require(cudaMemcpyAsync(stats.data(), stats_memory.data(), heads * sizeof(PlanStats),
-                            cudaMemcpyDeviceToHost, stream_),
-            "copying statistics");
-    require(cudaStreamSynchronize(stream_), "plan_stats");
-    double attended = 0, computed = 0, causal = 0;
-    for (const PlanStats& head : stats) {
-      attended += static_cast<double>(head.attended_pairs);
-      computed += static_cast<double>(head.computed_pairs);
-      causal += static_cast<double>(head.causal_pairs);
-    }
-    const auto labelled = [&](const char* contender) {
-      return row("attention", layer.shape.length)
-          .number("queries", static_cast<double>(layer.queries))
-          .text("pattern", patterns.name)
-          .text("contender", contender)
-          .number("attended", attended / causal)
-          .number("computed", computed / causal)
-          .number("useful_flop", 4.0 * attended * layer.shape.head_dim)
-          .number("executed_flop", 4.0 * computed * layer.shape.head_dim)
-          .number("plan_ms", plan_times.median_ms);
-    };
-    const auto measure = [&](const char* contender, auto run) {
+    cuda::Slots slots;
+    DeviceMemory memory;
+    cuda::LayerAttention layer;
+  };
+
+  void attend(const Layer& layer, const LayerPatterns& patterns, const Others& others) {
+    plan::Problem problem = problem_of(layer, patterns, true);
+    Alone chosen(problem, slots_of(problem));
+    const Times plan_times = timer_.measure(L2::kFlushed, [&] { chosen.plan(); });
+    const PlanStats sum = stats_of(&chosen.layer.index(), layer.shape.heads);
+    const auto measure = [&](const char* contender, const cuda::Slots& slots, auto run) {
       for (const L2 l2 : {L2::kFlushed, L2::kWarm}) {
         const Times times = timer_.measure(l2, run);
-        labelled(contender).times(times, l2).print();
+        Row labelled = row("attention", layer.shape.length);
+        labelled.number("queries", static_cast<double>(layer.queries))
+            .text("pattern", patterns.name)
+            .text("contender", contender)
+            .text("kernel", cuda::kernel_name(slots.kernel))
+            .number("slots", slots.count)
+            .number("attended", share(sum.attended_pairs, sum.causal_pairs))
+            .number("computed", share(sum.computed_pairs, sum.causal_pairs))
+            .number("useful_flop", flop(sum.attended_pairs, layer.shape))
+            .number("executed_flop", flop(sum.computed_pairs, layer.shape))
+            .number("plan_ms", plan_times.median_ms);
+        if (patterns.line_bytes > 0) labelled.number("line_bytes", patterns.line_bytes);
+        labelled.times(times, l2).print();
         if (times.median_ms > kLongForL2) break;
       }
     };
-    measure("ours, attention alone", [&] { require_ok(alone.attend(), "attention"); });
-    std::size_t bytes = 0;
-    require_ok(sparse_attention_workspace_bytes(args, params, &bytes), "sparse_attention");
-    const DeviceMemory workspace(bytes);
-    measure("ours", [&] {
-      require_ok(sparse_attention(args, params, workspace.data(), bytes), "sparse_attention");
-    });
+    const auto measure_alone = [&](const char* contender, Alone* alone) {
+      measure(contender, alone->slots,
+              [&] { require_ok(alone->layer.attend(), "attention alone"); });
+    };
+    measure_alone("ours, attention alone", &chosen);
+    const bool is_sm90 = chosen.slots.kernel == cuda::AttentionKernel::kSm90;
+    if (others.other_kernel && is_sm90) {
+      Alone other(problem, slots_of(problem, cuda::AttentionKernel::kSm80));
+      other.plan();
+      measure_alone("mma.sync, attention alone", &other);
+    }
+    if (others.whole) {
+      const AttentionArgs args = layer.args();
+      SparseAttentionParams params;
+      params.head_patterns = patterns.heads.data();
+      params.vertical_idx = patterns.vertical_view;
+      params.slash_idx = patterns.slash_view;
+      params.dense_fallback = 0;
+      std::size_t bytes = 0;
+      require_ok(sparse_attention_workspace_bytes(args, params, &bytes), "sparse_attention");
+      const DeviceMemory workspace(bytes);
+      measure("ours", chosen.slots, [&] {
+        require_ok(sparse_attention(args, params, workspace.data(), bytes), "sparse_attention");
+      });
+    }
+    if (others.reserved && is_sm90) {
+      problem.args.reserved_multiprocessors = kReserved;
+      Alone fewer(problem, slots_of(problem));
+      fewer.plan();
+      measure_alone("ours, 16 multiprocessors reserved", &fewer);
+    }
   }
 
-  /// Thread blocks of attention that run at once.
-  static std::int32_t count_slots(const InputShape& shape) {
-    std::int32_t slots = 0;
-    require(cuda::sm80::count_attention_fwd_slots(shape.head_dim, true, &slots),
-            "asking how many blocks run at once");
+  /// Pairs of all heads, of the plan that was made last.
+  PlanStats stats_of(cuda::LayerIndex* index, int heads) {
+    const DeviceMemory memory(heads * sizeof(PlanStats));
+    std::vector<PlanStats> stats(heads);
+    require_ok(index->add_stats(static_cast<PlanStats*>(memory.data())), "plan_stats");
+    require(cudaMemcpyAsync(stats.data(), memory.data(), heads * sizeof(PlanStats),
+                            cudaMemcpyDeviceToHost, stream_),
+            "copying statistics");
+    require(cudaStreamSynchronize(stream_), "plan_stats");
+    PlanStats sum{};
+    for (const PlanStats& head : stats) {
+      sum.attended_pairs += head.attended_pairs;
+      sum.computed_pairs += head.computed_pairs;
+      sum.causal_pairs += head.causal_pairs;
+    }
+    return sum;
+  }
+
+  static double share(std::int64_t part, std::int64_t all) {
+    return static_cast<double>(part) / static_cast<double>(all);
+  }
+
+  static double flop(std::int64_t pairs, const InputShape& shape) {
+    return 4.0 * static_cast<double>(pairs) * shape.head_dim;
+  }
+
+  /// Of the kernel that the library would choose, or of `kernel`.
+  static cuda::Slots slots_of(const plan::Problem& problem,
+                              std::optional<cuda::AttentionKernel> kernel = {}) {
+    cuda::DeviceFacts facts{};
+    cuda::Slots slots{};
+    require_ok(cuda::device_facts(&facts), "device_facts");
+    cuda::KernelChoice choice = cuda::choose_kernel(problem, facts);
+    if (kernel) choice.kernel = *kernel;
+    require_ok(cuda::count_slots(problem, choice, facts, &slots), "count_slots");
     return slots;
   }
 
-  static constexpr std::int64_t kChunk = 512;             // queries
-  static constexpr std::int64_t kLongestDense = 1 << 19;  // 3.5 s; twice the tokens take 14 s
+  static constexpr std::int64_t kChunk = 512;                // queries
+  static constexpr std::int64_t kLongestDense = 1 << 17;     // 0.2 s; at 512K 3.5 s
+  static constexpr std::int64_t kLongestReserved = 1 << 14;  // tokens
+  static constexpr std::int32_t kReserved = 16;              // multiprocessors
   static constexpr double kLongForL2 = 20;  // ms; what the L2 held before does not show in them
 
   Options options_;

@@ -93,6 +93,7 @@ struct LayerPatterns {
   std::vector<HeadPattern> heads;
   std::unique_ptr<DeviceMemory> vertical_idx, slash_idx;
   IndexView vertical_view, slash_view;
+  double line_bytes = 0;  ///< what its lines read from memory at least; 0: not known
 };
 
 inline IndexView upload(const std::vector<std::vector<std::int32_t>>& lists,
@@ -114,19 +115,43 @@ inline IndexView upload(const std::vector<std::vector<std::int32_t>>& lists,
           .stride = {heads * length, length, 1, 0}};
 }
 
-inline LayerPatterns given_lines(const std::string& name, const LineShape& shape,
-                                 const InputShape& layer) {
+/// `lines(head)`: Lines of a head.
+template <class LinesOfHead>
+LayerPatterns patterns_of_lines(const std::string& name, int heads, LinesOfHead lines_of_head) {
   std::vector<std::vector<std::int32_t>> verticals, slashes;
-  for (int head = 0; head < layer.heads; ++head) {
-    Lines lines = draw_lines(shape, layer.length, static_cast<std::uint32_t>(head));
+  for (int head = 0; head < heads; ++head) {
+    Lines lines = lines_of_head(head);
     verticals.push_back(std::move(lines.verticals));
     slashes.push_back(std::move(lines.slashes));
   }
   LayerPatterns patterns;
   patterns.name = name;
-  patterns.heads.assign(layer.heads, {.kind = PatternKind::kVerticalSlashIndex});
+  patterns.heads.assign(heads, {.kind = PatternKind::kVerticalSlashIndex});
   patterns.vertical_view = upload(verticals, &patterns.vertical_idx);
   patterns.slash_view = upload(slashes, &patterns.slash_idx);
+  return patterns;
+}
+
+inline LayerPatterns given_lines(const std::string& name, const LineShape& shape,
+                                 const InputShape& layer) {
+  return patterns_of_lines(name, layer.heads, [&](int head) {
+    return draw_lines(shape, layer.length, static_cast<std::uint32_t>(head));
+  });
+}
+
+/// Every slash reads a key and a value per row that has one, and no other slash of any head reads
+/// them at about the same time; offset 0 is shared by the heads of a kv head.
+inline LayerPatterns isolated(const InputShape& layer) {
+  const int heads_per_kv = layer.heads / layer.heads_kv;
+  double rows = 0;
+  LayerPatterns patterns = patterns_of_lines("isolated", layer.heads, [&](int head) {
+    Lines lines = isolated_lines(layer.length, head, heads_per_kv);
+    for (const std::int32_t slash : lines.slashes) {
+      rows += static_cast<double>(layer.length - slash) / (slash == 0 ? heads_per_kv : 1);
+    }
+    return lines;
+  });
+  patterns.line_bytes = rows * 2 * layer.head_dim * 2;
   return patterns;
 }
 

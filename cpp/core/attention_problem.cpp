@@ -349,6 +349,11 @@ Status check_options(const plan::Problem& problem) {
     return fail(Status::kInvalidArgument, "num_threads is %" PRId32 "; it must be >= 0",
                 problem.args.num_threads);
   }
+  if (problem.args.reserved_multiprocessors < 0) {
+    return fail(Status::kInvalidArgument,
+                "reserved_multiprocessors is %" PRId32 "; it must be >= 0",
+                problem.args.reserved_multiprocessors);
+  }
   return Status::kOk;
 }
 

@@ -1,5 +1,6 @@
 #include "core/backend.h"
 
+#include "core/choose.h"
 #include "core/status.h"
 #include "cuda/api.h"
 
@@ -27,6 +28,10 @@ Status attention(const Call& call, void* workspace) {
   if (call.is_cuda()) return cuda::attention(call.problem, workspace);
   cpu::attention(call.problem, *call.cpu_kernel, workspace);
   return Status::kOk;
+}
+
+Status attention_kernel(const Call& call, KernelInfo* info) {
+  return call.is_cuda() ? cuda::attention_kernel(call.problem, info) : describe_kernel_set(info);
 }
 
 Status plan_stats(const Call& call, PlanStats* stats, void* workspace) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "cpu/api.h"
+#include "minference/sparse_attention.h"
 #include "minference/types.h"
 #include "plan/problem.h"
 
@@ -21,6 +22,8 @@ Status workspace_bytes(const Call& call, std::size_t* bytes);
 Status check_workspace(const Call& call, const void* workspace, std::size_t bytes);
 
 Status attention(const Call& call, void* workspace);
+/// Fills `info`; who attends is what attention() runs.
+Status attention_kernel(const Call& call, KernelInfo* info);
 Status plan_stats(const Call& call, PlanStats* stats, void* workspace);
 Status estimate(const Call& call, const plan::EstimatedLines& lines, void* workspace);
 

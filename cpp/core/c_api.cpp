@@ -52,6 +52,7 @@ MINFERENCE_SAME_MEMBER(AttentionArgs, softmax_scale);
 MINFERENCE_SAME_MEMBER(AttentionArgs, stream);
 MINFERENCE_SAME_MEMBER(AttentionArgs, num_threads);
 MINFERENCE_SAME_MEMBER(AttentionArgs, parallel_for);
+MINFERENCE_SAME_MEMBER(AttentionArgs, reserved_multiprocessors);
 MINFERENCE_SAME_STRUCT(HeadPattern);
 MINFERENCE_SAME_MEMBER(HeadPattern, kind);
 MINFERENCE_SAME_MEMBER(HeadPattern, size);
@@ -64,6 +65,13 @@ MINFERENCE_SAME_MEMBER(SparseAttentionParams, slash_idx);
 MINFERENCE_SAME_MEMBER(SparseAttentionParams, block_idx);
 MINFERENCE_SAME_MEMBER(SparseAttentionParams, estimate_every);
 MINFERENCE_SAME_MEMBER(SparseAttentionParams, dense_fallback);
+MINFERENCE_SAME_STRUCT(KernelInfo);
+MINFERENCE_SAME_MEMBER(KernelInfo, struct_size);
+MINFERENCE_SAME_MEMBER(KernelInfo, name);
+MINFERENCE_SAME_MEMBER(KernelInfo, tile_rows);
+MINFERENCE_SAME_MEMBER(KernelInfo, tile_keys);
+MINFERENCE_SAME_MEMBER(KernelInfo, num_multiprocessors);
+MINFERENCE_SAME_MEMBER(KernelInfo, reason);
 MINFERENCE_SAME_STRUCT(PlanStats);
 MINFERENCE_SAME_MEMBER(PlanStats, is_dense);
 MINFERENCE_SAME_MEMBER(PlanStats, num_vertical);
@@ -194,6 +202,13 @@ MinferenceStatus minference_sparse_attention(const MinferenceAttentionArgs* args
                                              const MinferenceSparseAttentionParams* params,
                                              void* workspace, size_t bytes) {
   return minference::call(minference::sparse_attention, args, params, workspace, bytes);
+}
+
+MinferenceStatus minference_attention_kernel(const MinferenceAttentionArgs* args,
+                                             const MinferenceSparseAttentionParams* params,
+                                             MinferenceKernelInfo* info) {
+  return minference::call(minference::attention_kernel, args, params,
+                          reinterpret_cast<minference::KernelInfo*>(info));
 }
 
 MinferenceStatus minference_plan_stats_supports(const MinferenceAttentionArgs* args,

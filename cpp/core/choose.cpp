@@ -1,17 +1,25 @@
 #include "core/choose.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "core/status.h"
 #include "cuda/api.h"
 #include "minference/build_info.h"
+#include "plan/format.h"
 
 namespace minference {
 namespace core {
 namespace {
 
 constexpr const char* kKernelVariable = "MINFERENCE_CPU_KERNEL";
+
+/// What the environment asks for; null: nothing.
+const char* forced_kernel() {
+  const char* const forced = std::getenv(kKernelVariable);
+  return forced != nullptr && forced[0] != '\0' ? forced : nullptr;
+}
 
 /// "amx_bf16, avx512_bf16, ..." of all sets of this build.
 void list_names(char* text, std::size_t size) {
@@ -25,16 +33,15 @@ void list_names(char* text, std::size_t size) {
 }  // namespace
 
 Status choose_kernel_set(const cpu::KernelSet** set) {
-  const char* const forced = std::getenv(kKernelVariable);
-  const bool is_forced = forced != nullptr && forced[0] != '\0';
+  const char* const forced = forced_kernel();
   for (int i = 0; i < cpu::num_kernel_sets(); ++i) {
     const cpu::KernelSet& candidate = cpu::kernel_set(i);
-    if (is_forced && std::strcmp(candidate.name, forced) != 0) continue;
+    if (forced != nullptr && std::strcmp(candidate.name, forced) != 0) continue;
     if (candidate.is_supported()) {
       *set = &candidate;
       return Status::kOk;
     }
-    if (is_forced) {
+    if (forced != nullptr) {
       return fail(Status::kUnsupported, "%s is %s; this processor cannot run it", kKernelVariable,
                   forced);
     }
@@ -43,6 +50,23 @@ Status choose_kernel_set(const cpu::KernelSet** set) {
   list_names(names, sizeof(names));
   return fail(Status::kInvalidArgument, "%s is %s; this build has %s", kKernelVariable, forced,
               names);
+}
+
+Status describe_kernel_set(KernelInfo* info) {
+  const cpu::KernelSet* set = nullptr;
+  const Status status = choose_kernel_set(&set);
+  if (status != Status::kOk) return status;
+  info->tile_rows = plan::kRowBlock;
+  info->tile_keys = plan::kChunk;
+  info->num_multiprocessors = 0;
+  std::snprintf(info->name, sizeof(info->name), "%s", set->name);
+  if (const char* const forced = forced_kernel(); forced != nullptr) {
+    std::snprintf(info->reason, sizeof(info->reason), "forced by %s=%s", kKernelVariable, forced);
+  } else {
+    std::snprintf(info->reason, sizeof(info->reason),
+                  "the best of the CPU kernels that this machine can run");
+  }
+  return Status::kOk;
 }
 
 Status choose(DType dtype, const cpu::AttentionKernel** kernel) {

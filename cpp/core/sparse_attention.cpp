@@ -48,6 +48,21 @@ Status sparse_attention(const AttentionArgs& args, const SparseAttentionParams& 
   return core::run(args, core::maker(params), workspace, bytes);
 }
 
+Status attention_kernel(const AttentionArgs& args, const SparseAttentionParams& params,
+                        KernelInfo* info) {
+  if (info == nullptr) return core::fail(Status::kInvalidArgument, "info is null");
+  constexpr std::size_t kRequiredInfo = MINFERENCE_REQUIRED_SIZE(KernelInfo, reason);
+  if (info->struct_size < kRequiredInfo) {
+    return core::fail(Status::kInvalidArgument,
+                      "KernelInfo has struct_size %u; it must be at least %zu", info->struct_size,
+                      kRequiredInfo);
+  }
+  core::Call call;
+  Status status = core::maker(params)(&call.problem);
+  if (status == Status::kOk) status = core::prepare(args, {.values = true, .data = false}, &call);
+  return status == Status::kOk ? core::attention_kernel(call, info) : status;
+}
+
 Status plan_stats_supports(const AttentionArgs& args, const SparseAttentionParams& params) {
   return core::supports(args, core::maker(params), false);
 }

@@ -110,6 +110,12 @@ class AttentionCall {
     }
   }
 
+  void reserve(std::int64_t multiprocessors) {
+    require(multiprocessors == static_cast<std::int32_t>(multiprocessors),
+            "reserved_multiprocessors is ", multiprocessors, "; it must be in [0, 2^31)");
+    args.reserved_multiprocessors = static_cast<std::int32_t>(multiprocessors);
+  }
+
   void set_value(const Tensor& v) { args.v = tensor_view(v, "v", layout_, device_); }
 
   void set_outputs(const Tensor& out, const Tensor& lse) {

@@ -105,10 +105,12 @@ struct Attention<Op, Params (*)(AttentionCall&, OpArgs...)> {
                                                std::optional<double> softmax_scale,
                                                const OptionalTensor& first_valid_key,
                                                const OptionalTensor& cu_seqlens_q,
-                                               const OptionalTensor& cu_seqlens_kv) {
+                                               const OptionalTensor& cu_seqlens_kv,
+                                               std::int64_t reserved_multiprocessors) {
     [[maybe_unused]] const std::tuple<Owner<std::decay_t<OpArgs>>...> owners(op_args...);
     return named(Op::kName, [&] {
       AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
+      call.reserve(reserved_multiprocessors);
       const Params params = Op::params(call, op_args...);
       auto [out, lse] = call.allocate_outputs(q);
       run(call, params, v, out, lse);
@@ -119,10 +121,11 @@ struct Attention<Op, Params (*)(AttentionCall&, OpArgs...)> {
   static void into(const Tensor& q, const Tensor& k, const Tensor& v, OpArgs... op_args,
                    std::optional<double> softmax_scale, const OptionalTensor& first_valid_key,
                    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_kv,
-                   const Tensor& out, const Tensor& lse) {
+                   std::int64_t reserved_multiprocessors, const Tensor& out, const Tensor& lse) {
     [[maybe_unused]] const std::tuple<Owner<std::decay_t<OpArgs>>...> owners(op_args...);
     named(Op::kName, [&] {
       AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
+      call.reserve(reserved_multiprocessors);
       const Params params = Op::params(call, op_args...);
       run(call, params, v, out, lse);
     });

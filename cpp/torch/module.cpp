@@ -1,13 +1,15 @@
-// minference_ext._C: what this build is, what this machine can run and what the cost model says.
-// No tensors and no torch: those are torch.ops.minference. A status other than kOk becomes
+// minference_ext._C: what this build is, what this machine can run, which kernel attends and what
+// the cost model says. No torch: that is torch.ops.minference. A status other than kOk becomes
 // ValueError (an argument is wrong) or RuntimeError, with the sentence of last_error().
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -37,17 +39,59 @@ std::vector<std::pair<std::string, bool>> cpu_kernels() {
   return kernels;
 }
 
-minference::DType dtype_from_name(const std::string& name) {
+/// `subject`: what has the dtype, for the sentence.
+minference::DType dtype_from_name(const std::string& name, const std::string& subject) {
   if (name == "float32") return minference::DType::kFloat32;
   if (name == "bfloat16") return minference::DType::kBFloat16;
   if (name == "float16") return minference::DType::kFloat16;
-  throw py::value_error("dtype is '" + name + "'; it must be 'float32', 'bfloat16' or 'float16'");
+  throw py::value_error(subject + " '" + name + "'; it must be 'float32', 'bfloat16' or 'float16'");
 }
 
 std::string cpu_kernel_for(const std::string& dtype) {
   const char* name = nullptr;
-  require_ok(minference::cpu_kernel_for(dtype_from_name(dtype), &name));
+  require_ok(minference::cpu_kernel_for(dtype_from_name(dtype, "dtype is"), &name));
   return name;
+}
+
+using Extents = std::array<std::int64_t, 4>;
+
+/// A tensor: its address, shape and strides of [batch, heads, seq, head_dim], and dtype.
+using Tensor = std::tuple<std::uintptr_t, Extents, Extents, std::string>;
+
+minference::TensorView tensor_view(const Tensor& tensor, const std::string& name) {
+  const auto& [address, shape, stride, dtype] = tensor;
+  minference::TensorView view;
+  view.data = reinterpret_cast<void*>(address);
+  std::copy(shape.begin(), shape.end(), view.shape);
+  std::copy(stride.begin(), stride.end(), view.stride);
+  view.dtype = dtype_from_name(dtype, name + " has dtype");
+  return view;
+}
+
+py::dict attention_kernel(bool is_cuda, const Tensor& q, const Tensor& k, const Tensor& v,
+                          std::int32_t reserved_multiprocessors) {
+  minference::AttentionArgs args;
+  args.device = is_cuda ? minference::Device::kCuda : minference::Device::kCpu;
+  args.q = args.out = tensor_view(q, "q");
+  args.k = tensor_view(k, "k");
+  args.v = tensor_view(v, "v");
+  args.reserved_multiprocessors = reserved_multiprocessors;
+  const std::vector<minference::HeadPattern> dense(
+      static_cast<std::size_t>(std::max<std::int64_t>(args.q.shape[1], 1)));
+  minference::SparseAttentionParams params;
+  params.head_patterns = dense.data();
+  minference::KernelInfo info;
+  {
+    const py::gil_scoped_release release;
+    require_ok(minference::attention_kernel(args, params, &info));
+  }
+  py::dict result;
+  result["name"] = info.name;
+  result["tile_rows"] = info.tile_rows;
+  result["tile_keys"] = info.tile_keys;
+  result["num_multiprocessors"] = info.num_multiprocessors;
+  result["reason"] = info.reason;
+  return result;
 }
 
 py::dict predict(std::int32_t kind, const std::vector<std::int64_t>& sizes, std::int64_t q_len,
@@ -84,6 +128,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_architectures", &minference::cuda_architectures,
         "What the CUDA kernels were compiled for, e.g. '80;90a'; '' without CUDA kernels.",
         ReleaseGil());
+  m.def("attention_kernel", &attention_kernel, py::arg("is_cuda"), py::arg("q"), py::arg("k"),
+        py::arg("v"), py::arg("reserved_multiprocessors"),
+        "Which kernel attends tensors (address, shape, strides, dtype), and why. None is read.");
   m.def("predict", &predict, py::arg("kind"), py::arg("sizes"), py::arg("q_len"), py::arg("kv_len"),
         "Cost of a head pattern before any data is seen.");
   m.def(

@@ -14,13 +14,14 @@ using torch::stable::detail::StableLibrary;
 const std::string kSequences =
     "float? softmax_scale=None, Tensor? first_valid_key=None, "
     "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_kv=None";
+const std::string kReserved = ", int reserved_multiprocessors=0";
 const std::string kEstimation =
     "str mode=\"cover\", int estimate_every=0, bool dense_fallback=True, ";
 const std::string kIndices =
     "Tensor? vertical_idx=None, Tensor? slash_idx=None, Tensor? block_idx=None, ";
 
 void define_attention(StableLibrary& m, const std::string& name, const std::string& arguments) {
-  std::string inputs = "(Tensor q, Tensor k, Tensor v, " + arguments + kSequences;
+  std::string inputs = "(Tensor q, Tensor k, Tensor v, " + arguments + kSequences + kReserved;
   m.def((name + inputs + ") -> (Tensor out, Tensor lse)").c_str());
   // torch.compile passes the arguments of an op that writes by name through a Python function with
   // a parameter `mode` of its own (torch 2.13), so there ours has another name.

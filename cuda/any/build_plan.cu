@@ -11,6 +11,7 @@
 
 #include "any/launch.h"
 #include "device/bits.cuh"
+#include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "device/sequence.cuh"
 
@@ -144,8 +145,10 @@ __device__ std::int64_t build_cover(const HeadMemory& head, std::int64_t q_len, 
 /// One block per sequence and head.
 __global__ void __launch_bounds__(kThreads, 1)
     build_plan(const __grid_constant__ PlanParams params) {
+  begin_kernel();
   __shared__ Shared shared;
   const std::int32_t unit = static_cast<std::int32_t>(blockIdx.x);
+  if (unit == 0 && threadIdx.x == 0) *params.plan.next_task = 0;
   const std::int32_t index = unit / params.call.num_heads_q;
   const std::int32_t head = unit % params.call.num_heads_q;
   const Sequence sequence = sequence_at(params.call.sequences, index);

@@ -2,7 +2,10 @@
 // attention of a call with few tasks, whose keys several blocks share.
 //
 //   out = sum_p 2^(shift_p - shift) out_p / sum,   sum = sum_p 2^(shift_p - shift) sum_p
+#include <cfloat>
+
 #include "any/launch.h"
+#include "device/dependent_launch.cuh"
 #include "device/element.cuh"
 #include "device/exp2.cuh"
 #include "device/launch.cuh"
@@ -18,6 +21,7 @@ constexpr int kThreads = 256;
 template <bool kIsBfloat16>
 __global__ void __launch_bounds__(kThreads)
     combine(const __grid_constant__ AttentionFwdParams params) {
+  begin_kernel();
   const Call& call = params.call;
   const PartialResults& partial = params.partial;
   const Item item = find_item<RowsOf::kQueries>(call.sequences, params.plan.row_blocks, kTaskBlocks,
@@ -25,7 +29,7 @@ __global__ void __launch_bounds__(kThreads)
   if (item.row >= kNoRow) return;
   const std::int32_t head = blockIdx.y;
   const Sequence sequence = sequence_at(call.sequences, item.sequence);
-  clear_padding(params, sequence, head, static_cast<std::int32_t>(item.row));
+  clear_padding(params, sequence, head, static_cast<std::int32_t>(item.row), threadIdx.x, kThreads);
   const std::int64_t row_begin = sequence.row_begin + item.row * kRowBlock;
   const std::int64_t rows_left = sequence.row_end - row_begin;
   const std::int32_t num_rows =
@@ -45,7 +49,8 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int32_t part = 0; part < partial.num_parts; ++part) {
       const std::int64_t at = row_of_first + part * part_rows;
       if (partial.sum[at] == 0) continue;  // no keys, no shift
-      const float weight = exp2_approx(partial.shift[at] - shift);
+      // Never 0: of an infinity that would make NaN.
+      const float weight = fmaxf(exp2_approx(partial.shift[at] - shift), FLT_MIN);
       sum = fmaf(weight, partial.sum[at], sum);
       const float* const out = partial.out + at * call.head_dim + dim;
 #pragma unroll

@@ -23,6 +23,7 @@
 
 #include "any/estimate.h"
 #include "any/estimate_passes.cuh"
+#include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "device/sequence.cuh"
 
@@ -163,6 +164,7 @@ __device__ void copy_to_slot(const typename Config::Element* rows, std::int64_t 
 template <class Config, class Pass>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     estimate(const __grid_constant__ EstimateParams params) {
+  begin_kernel();
   using namespace cute;
   using Element = typename Config::Element;
   constexpr int kParts = Config::kParts, kStages = Config::kStages;

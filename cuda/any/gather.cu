@@ -4,6 +4,7 @@
 // Rows past the last line, up to a multiple of kGatherRows, are zeroed: attention masks them, but
 // 0 * NaN would still be NaN.
 #include "any/launch.h"
+#include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "device/row_vectors.cuh"
 #include "device/sequence_items.cuh"
@@ -61,6 +62,7 @@ __device__ void copy_rows(const GatheredRows& rows, const std::uint16_t* first_k
 template <bool kIsAligned>
 __global__ void __launch_bounds__(kThreads)
     gather_verticals(const __grid_constant__ GatherParams params) {
+  begin_kernel();
   const Call& call = params.call;
   const LayerPlan& plan = params.plan;
   const Rows& array = plan.vertical_rows;

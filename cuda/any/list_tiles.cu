@@ -8,6 +8,7 @@
 
 #include "any/launch.h"
 #include "device/block_scores.cuh"
+#include "device/dependent_launch.cuh"
 #include "device/head_list.cuh"
 #include "device/launch.cuh"
 #include "device/row_blocks.cuh"
@@ -148,6 +149,7 @@ __device__ void list_given(const TileParams& params, std::int32_t head, const Ro
 template <int kTileRows>
 __global__ void __launch_bounds__(kThreads, 1)
     list_top_blocks(const __grid_constant__ TopTask task) {
+  begin_kernel();
   extern __shared__ __align__(16) float shared[];
   __shared__ std::int32_t counts[kTileRows];
   __shared__ std::uint32_t leasts[kTileRows];
@@ -199,6 +201,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 __global__ void __launch_bounds__(kThreads)
     list_given_blocks(const __grid_constant__ GivenTask task) {
+  begin_kernel();
   extern __shared__ __align__(16) float shared[];
   const std::int32_t head = task.heads.head[blockIdx.y];
   list_given(task.params, head, RowBlocks(task.params, head, kWarps, blockIdx.x),

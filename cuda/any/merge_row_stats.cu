@@ -5,6 +5,7 @@
 // in a fixed order. Strips past the last key were never written and are not read. A strip in which
 // a row attends nothing has shift -inf and sum 0, which must not become -inf - -inf.
 #include "any/launch.h"
+#include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "device/sequence.cuh"
 
@@ -26,6 +27,7 @@ __device__ void add(float2 part, float2& total) {
 
 __global__ void __launch_bounds__(kThreads)
     merge_row_stats(const __grid_constant__ EstimateParams params) {
+  begin_kernel();
   __shared__ float2 parts[kParts][kRowBlock];
   const Call& call = params.call;
   const Scores& scores = params.scores;

@@ -8,6 +8,7 @@
 
 #include "any/launch.h"
 #include "device/bits.cuh"
+#include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "device/plan_walk.cuh"
 #include "device/sequence.cuh"
@@ -137,6 +138,7 @@ __device__ std::int64_t estimation_bytes(std::int64_t strip, const Sequence& seq
 /// One block per sequence and head, a warp per row block.
 __global__ void __launch_bounds__(kThreads, 1)
     plan_stats(const __grid_constant__ StatsParams params) {
+  begin_kernel();
   __shared__ Sum::TempStorage shared[3];
   const std::int32_t unit = static_cast<std::int32_t>(blockIdx.x);
   const std::int32_t index = unit / params.call.num_heads_q;

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "any/launch.h"
+#include "device/dependent_launch.cuh"
 #include "device/head_list.cuh"
 #include "device/launch.cuh"
 #include "device/row_vectors.cuh"
@@ -76,6 +77,7 @@ __device__ void mean_of_rows(const std::uint16_t* rows, std::int64_t stride, std
 
 template <class Element, bool kIsAligned>
 __global__ void __launch_bounds__(kThreads) pool_rows(const __grid_constant__ PoolTask task) {
+  begin_kernel();
   const PoolParams& params = task.params;
   const Call& call = params.call;
   const Sequences& sequences = call.sequences;

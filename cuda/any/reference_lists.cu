@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "any/launch.h"
+#include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "device/plan_walk.cuh"
 #include "device/sequence_items.cuh"
@@ -20,6 +21,7 @@ constexpr std::int32_t kNoLine = 0x7fffffff;
 /// A thread per row block, blocks of threads per head.
 __global__ void __launch_bounds__(kThreads)
     list_reference_tiles(const __grid_constant__ ReferenceParams params) {
+  begin_kernel();
   const Call& call = params.call;
   const LayerPlan& plan = params.plan;
   const Item item = find_item<RowsOf::kQueries>(call.sequences, plan.row_blocks, kThreads,

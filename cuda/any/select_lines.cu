@@ -4,6 +4,7 @@
 // per chunk of queries; for estimate_vs_index it also writes what the caller asked for.
 #include "any/launch.h"
 #include "device/bits.cuh"
+#include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "device/scores.cuh"
 #include "device/sequence.cuh"
@@ -180,6 +181,7 @@ __device__ void select_list(const PlanParams& params, std::int32_t unit, Shared&
 /// Two blocks per sequence and head: columns, offsets.
 __global__ void __launch_bounds__(kThreads, 1)
     select_lines(const __grid_constant__ PlanParams params) {
+  begin_kernel();
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const std::int32_t unit = static_cast<std::int32_t>(blockIdx.x / 2);

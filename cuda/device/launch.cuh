@@ -20,6 +20,21 @@ inline cudaError_t max_shared_bytes(std::int32_t* bytes) {
   return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
+/// Whether a kernel with these arguments may start before the one before it in the stream is over,
+/// and waits for that itself (dependent_launch.cuh).
+template <class Params>
+bool may_overlap(const Params& params) {
+  if constexpr (requires { params.call; }) {
+    return params.call.may_overlap;
+  } else if constexpr (requires { params.params; }) {
+    return may_overlap(params.params);
+  } else if constexpr (requires { params.common; }) {
+    return may_overlap(params.common);
+  } else {
+    return false;
+  }
+}
+
 /// Nothing is launched for an empty grid.
 template <class Params>
 cudaError_t launch(void (*kernel)(Params), dim3 grid, int threads, std::size_t shared_bytes,
@@ -36,6 +51,11 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, int threads, std::size_t s
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = may_overlap(params) ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 

@@ -84,6 +84,15 @@ struct MatrixAddress {
                  : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
                  : "r"(of_step<kStep>()), "n"(offset_of<kRow, kStep>()));
   }
+  /// Writes four matrices as they lie.
+  template <int kStep>
+  __device__ void store(const std::uint32_t (&matrices)[4]) const {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0 + %1], {%2, %3, %4, %5};" ::"r"(
+                     of_step<kStep>()),
+                 "n"(offset_of<0, kStep>()), "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]),
+                 "r"(matrices[3])
+                 : "memory");
+  }
 
  private:
   /// Permutations are by exclusive or: the steps of an atom differ by that of their bits.

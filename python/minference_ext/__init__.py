@@ -9,6 +9,7 @@ from __future__ import annotations
 from . import _register
 from . import autograd as autograd
 from ._C import cpu_kernel_for, cpu_kernels, cuda_architectures, has_cuda, version
+from .kernel_info import KernelInfo, attention_kernel
 from .model_patterns import ModelPatterns
 from .ops import (
     SlashMode,
@@ -33,6 +34,7 @@ _register.register_when_imported()
 
 __all__ = [
     "HeadPattern",
+    "KernelInfo",
     "MInference",
     "ModelPatterns",
     "PatternKind",
@@ -41,6 +43,7 @@ __all__ = [
     "SlashMode",
     "__version__",
     "a_shape_attention",
+    "attention_kernel",
     "block_sparse_attention",
     "block_sparse_attention_with_index",
     "cmake_dir",

@@ -73,6 +73,7 @@ def dense_attention(
     cu_seqlens_kv: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    reserved_multiprocessors: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention over all keys.
 
@@ -90,6 +91,9 @@ def dense_attention(
             q, k or v. If `out` or `lse` is given, no input may require grad; torch.compile wants a
             contiguous `out`.
         lse: where to write the log-sum-exp; float32, shape of the second result.
+        reserved_multiprocessors: multiprocessors >= 0 of the GPU that attention leaves free for
+            kernels that run beside it, such as communication; at least one is used. Only the
+            sm_90 kernel honours it (`attention_kernel` tells which one runs).
 
     Returns:
         out: `[B, H, S_q, D]` in q's dtype, contiguous in memory as `[B, S_q, H, D]`; packed
@@ -110,6 +114,7 @@ def dense_attention(
         cu_seqlens_kv=cu_seqlens_kv,
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
+        reserved_multiprocessors=reserved_multiprocessors,
     )
 
 
@@ -126,6 +131,7 @@ def a_shape_attention(
     cu_seqlens_kv: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    reserved_multiprocessors: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention to the first `sink` keys and a window: j < sink or o < window.
 
@@ -134,8 +140,8 @@ def a_shape_attention(
     Args:
         sink: keys at the start of the sequence, tokens >= 0.
         window: keys up to and including the query's own, tokens >= 0.
-        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse: as in
-            `dense_attention`.
+        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
+            reserved_multiprocessors: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -152,6 +158,7 @@ def a_shape_attention(
         cu_seqlens_kv=cu_seqlens_kv,
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
+        reserved_multiprocessors=reserved_multiprocessors,
     )
 
 
@@ -169,6 +176,7 @@ def tri_shape_attention(
     cu_seqlens_kv: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    reserved_multiprocessors: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """A-shape attention whose last `last` queries attend every key (Tri-shape).
 
@@ -176,8 +184,8 @@ def tri_shape_attention(
         sink: as in `a_shape_attention`.
         window: as in `a_shape_attention`.
         last: dense queries at the end of each sequence, >= 0.
-        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse: as in
-            `dense_attention`.
+        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
+            reserved_multiprocessors: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -194,6 +202,7 @@ def tri_shape_attention(
         cu_seqlens_kv=cu_seqlens_kv,
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
+        reserved_multiprocessors=reserved_multiprocessors,
     )
 
 
@@ -213,6 +222,7 @@ def vs_attention(
     cu_seqlens_kv: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    reserved_multiprocessors: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Vertical-slash attention with lines estimated from the prompt (section 3.2, algorithm 2).
 
@@ -234,8 +244,8 @@ def vs_attention(
             a call of its own with the keys up to its last query.
         dense_fallback: compute a head densely where its lines cost as much (mode "cover" only);
             `plan_stats` tells where.
-        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse: as in
-            `dense_attention`.
+        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
+            reserved_multiprocessors: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -255,6 +265,7 @@ def vs_attention(
         dense_fallback=dense_fallback,
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
+        reserved_multiprocessors=reserved_multiprocessors,
     )
 
 
@@ -272,6 +283,7 @@ def vs_attention_with_index(
     cu_seqlens_kv: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    reserved_multiprocessors: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Vertical-slash attention with given lines (section 3.2), e.g. of `estimate_vs_index`.
 
@@ -281,8 +293,8 @@ def vs_attention_with_index(
         slash_idx: int32 `[B, H, n]`, offsets in [0, kv_len), likewise. Taken as given: offset 0 is
             not added.
         mode: as in `vs_attention`.
-        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse: as in
-            `dense_attention`.
+        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
+            reserved_multiprocessors: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -300,6 +312,7 @@ def vs_attention_with_index(
         mode=mode,
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
+        reserved_multiprocessors=reserved_multiprocessors,
     )
 
 
@@ -315,6 +328,7 @@ def block_sparse_attention(
     cu_seqlens_kv: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    reserved_multiprocessors: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention to the `top_k` best key blocks of each row block (section 3.2, algorithm 3).
 
@@ -323,8 +337,8 @@ def block_sparse_attention(
 
     Args:
         top_k: key blocks per row block, >= 1.
-        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse: as in
-            `dense_attention`.
+        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
+            reserved_multiprocessors: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -341,6 +355,7 @@ def block_sparse_attention(
         cu_seqlens_kv=cu_seqlens_kv,
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
+        reserved_multiprocessors=reserved_multiprocessors,
     )
 
 
@@ -356,6 +371,7 @@ def block_sparse_attention_with_index(
     cu_seqlens_kv: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    reserved_multiprocessors: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention to the given 64-wide key blocks of each row block.
 
@@ -363,8 +379,8 @@ def block_sparse_attention_with_index(
         block_idx: int32 `[B, H, R, n]` (packed: `[N, H, R, n]`), key blocks in
             [0, ceil(kv_len / 64)) of each row block; R >= ceil(q_len / 64). A set; -1 is no entry;
             n may be 0. A block that causality hides contributes nothing.
-        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse: as in
-            `dense_attention`.
+        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
+            reserved_multiprocessors: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -381,6 +397,7 @@ def block_sparse_attention_with_index(
         cu_seqlens_kv=cu_seqlens_kv,
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
+        reserved_multiprocessors=reserved_multiprocessors,
     )
 
 
@@ -402,6 +419,7 @@ def sparse_attention(
     cu_seqlens_kv: Tensor | None = None,
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    reserved_multiprocessors: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """One attention layer whose query heads each have their own pattern.
 
@@ -413,8 +431,8 @@ def sparse_attention(
         block_idx: as in `block_sparse_attention_with_index`, all heads; read for heads of
             `HeadPattern.block_index` and needed if there is one.
         mode, estimate_every, dense_fallback: as in `vs_attention`.
-        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse: as in
-            `dense_attention`.
+        q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
+            reserved_multiprocessors: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -437,6 +455,7 @@ def sparse_attention(
         dense_fallback=dense_fallback,
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
+        reserved_multiprocessors=reserved_multiprocessors,
     )
 
 

@@ -87,9 +87,9 @@ void test_older_clients() {
   plain.args.num_threads = 0;
   const std::string expected = run(kSparse, plain, "all members");
   const std::size_t sizes[] = {
-      offsetof(AttentionArgs, lse), offsetof(AttentionArgs, first_valid_key),
+      offsetof(AttentionArgs, lse),           offsetof(AttentionArgs, first_valid_key),
       offsetof(AttentionArgs, softmax_scale), offsetof(AttentionArgs, num_threads),
-      offsetof(AttentionArgs, parallel_for)};
+      offsetof(AttentionArgs, parallel_for),  offsetof(AttentionArgs, reserved_multiprocessors)};
   for (std::size_t size : sizes) {
     Fixture older;
     older.args.lse = nullptr;

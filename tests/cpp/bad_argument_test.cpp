@@ -130,6 +130,9 @@ const BadArgument kBadArgs[] = {
     {"softmax_scale NaN", {"softmax_scale"}, [](Fixture& f) { f.args.softmax_scale = kNaN; }},
     {"softmax_scale inf", {"softmax_scale"}, [](Fixture& f) { f.args.softmax_scale = kInfinity; }},
     {"num_threads -1", {"num_threads"}, [](Fixture& f) { f.args.num_threads = -1; }},
+    {"reserved_multiprocessors -1",
+     {"reserved_multiprocessors"},
+     [](Fixture& f) { f.args.reserved_multiprocessors = -1; }},
     {"cu_seqlens_q alone",
      {"cu_seqlens_q", "cu_seqlens_kv"},
      [](Fixture& f) {

@@ -124,6 +124,26 @@ void test_predict() {
   check_refusal(predict(lines, 64, 64, &prediction), {"struct_size 0", {"struct_size"}}, "predict");
 }
 
+void test_attention_kernel() {
+  Fixture f;
+  KernelInfo info;
+  check_refusal(attention_kernel(f.args, f.sparse, nullptr), {"no place", {"info"}},
+                "attention_kernel");
+  info.struct_size = sizeof(KernelInfo) - 1;
+  check_refusal(attention_kernel(f.args, f.sparse, &info), {"struct_size", {"struct_size"}},
+                "attention_kernel");
+  info.struct_size = sizeof(KernelInfo);
+  f.args.reserved_multiprocessors = -1;
+  check_refusal(attention_kernel(f.args, f.sparse, &info),
+                {"reserved_multiprocessors -1", {"reserved_multiprocessors"}}, "attention_kernel");
+  f.args.reserved_multiprocessors = 0;
+  f.sparse.head_patterns = nullptr;
+  check_refusal(attention_kernel(f.args, f.sparse, &info), {"no patterns", {"head_patterns"}},
+                "attention_kernel");
+  CHECK(info.name[0] == '\0' && info.reason[0] == '\0', "a refused call says %s: %s", info.name,
+        info.reason);
+}
+
 void test_kernels() {
   const char* name = nullptr;
   std::int32_t is_supported = 0;
@@ -143,6 +163,11 @@ void test_kernels() {
   setenv("MINFERENCE_CPU_KERNEL", "no_such_kernel", 1);
   Refusal refusal = {"a kernel that does not exist", {"MINFERENCE_CPU_KERNEL"}};
   check_refusal(cpu_kernel_for(DType::kFloat32, &name), refusal, "cpu_kernel_for");
+  KernelInfo info;
+  {
+    const Fixture f;
+    check_refusal(attention_kernel(f.args, f.sparse, &info), refusal, "attention_kernel");
+  }
   for (const Op* op : kOps) {
     const Fixture f;
     check_refusal(op->supports(f), refusal, std::string(op->name) + "_supports");
@@ -153,8 +178,16 @@ void test_kernels() {
   refusal.what = "a kernel that this machine lacks";
   refusal.status = Status::kUnsupported;
   for (std::int32_t n = 0; n < cpu_kernel_count(); ++n) {
-    if (cpu_kernel_info(n, &name, &is_supported) != Status::kOk || is_supported) continue;
+    if (cpu_kernel_info(n, &name, &is_supported) != Status::kOk) continue;
     setenv("MINFERENCE_CPU_KERNEL", name, 1);
+    if (is_supported) {
+      const Fixture f;
+      CHECK(attention_kernel(f.args, f.sparse, &info) == Status::kOk, "%s", last_error());
+      CHECK(std::string(info.name) == name && has_word(info.reason, "MINFERENCE_CPU_KERNEL") &&
+                has_word(info.reason, name),
+            "forced %s: %s, %s", name, info.name, info.reason);
+      continue;
+    }
     check_refusal(cpu_kernel_for(DType::kBFloat16, &name), refusal, "cpu_kernel_for");
     const Fixture f;
     check_refusal(kSparse.supports(f), refusal, "sparse_attention_supports");
@@ -170,6 +203,7 @@ int main() {
   unsetenv("MINFERENCE_CPU_KERNEL");
   test::test_convert();
   test::test_predict();
+  test::test_attention_kernel();
   test::test_kernels();
   return test::finish("bad_call_test");
 }

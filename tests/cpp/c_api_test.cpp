@@ -99,18 +99,21 @@ void test_defaults() {
   static const MinferenceConvertVsIndexParams convert = MINFERENCE_CONVERT_VS_INDEX_PARAMS_INIT;
   static const MinferenceHeadPattern pattern = MINFERENCE_HEAD_PATTERN_INIT;
   static const MinferencePrediction prediction = MINFERENCE_PREDICTION_INIT;
+  static const MinferenceKernelInfo kernel = MINFERENCE_KERNEL_INFO_INIT;
   static const AttentionArgs cpp_args;
   static const SparseAttentionParams cpp_sparse;
   static const VsIndexParams cpp_vs_index;
   static const ConvertVsIndexParams cpp_convert;
   static const HeadPattern cpp_pattern;
   static const Prediction cpp_prediction;
+  static const KernelInfo cpp_kernel;
   check(args, cpp_args, "AttentionArgs");
   check(sparse, cpp_sparse, "SparseAttentionParams");
   check(vs_index, cpp_vs_index, "VsIndexParams");
   check(convert, cpp_convert, "ConvertVsIndexParams");
   check(pattern, cpp_pattern, "HeadPattern");
   check(prediction, cpp_prediction, "Prediction");
+  check(kernel, cpp_kernel, "KernelInfo");
 }
 
 void test_same_results() {
@@ -160,6 +163,18 @@ void test_same_answers() {
             c_prediction.cost_dense == prediction.cost_dense &&
             c_prediction.cost_sparse == prediction.cost_sparse,
         "cost_sparse %g", c_prediction.cost_sparse);
+
+  const Fixture f;
+  static MinferenceKernelInfo c_info = MINFERENCE_KERNEL_INFO_INIT;
+  static KernelInfo info;
+  CHECK(minference_attention_kernel(c_args(f), c_sparse(f), &c_info) == MINFERENCE_OK &&
+            attention_kernel(f.args, f.sparse, &info) == Status::kOk &&
+            std::memcmp(&c_info, &info, sizeof info) == 0,
+        "%s and %s", c_info.name, info.name);
+  CHECK(cpu_kernel_for(f.args.q.dtype, &name) == Status::kOk && is_same(info.name, name) &&
+            info.tile_rows == 64 && info.tile_keys == 32 && info.num_multiprocessors == 0 &&
+            has_word(info.reason, "best"),
+        "%s: %d x %d, %s", info.name, info.tile_rows, info.tile_keys, info.reason);
 }
 
 void test_convert() {
@@ -269,6 +284,10 @@ void test_bad_calls() {
   check_invalid(minference_convert_vs_index(nullptr, memory, size), "params");
   check_invalid(minference_predict(nullptr, 64, 64, &prediction), "pattern");
   check_invalid(minference_predict(&pattern, 64, 64, nullptr), "prediction");
+  MinferenceKernelInfo info = MINFERENCE_KERNEL_INFO_INIT;
+  check_invalid(minference_attention_kernel(nullptr, sparse, &info), "args");
+  check_invalid(minference_attention_kernel(args, nullptr, &info), "params");
+  check_invalid(minference_attention_kernel(args, sparse, nullptr), "info");
   check_invalid(minference_cpu_kernel_info(0, nullptr, &supported), "name");
   check_invalid(minference_cpu_kernel_info(0, &name, nullptr), "supported");
   check_invalid(minference_cpu_kernel_for(MINFERENCE_FLOAT32, nullptr), "name");
@@ -282,9 +301,10 @@ void test_bad_calls() {
                 "struct_size");
   check_invalid(minference_estimate_vs_index(args, c_vs_index(no_size), memory, size),
                 "struct_size");
-  convert.struct_size = prediction.struct_size = 0;
+  convert.struct_size = prediction.struct_size = info.struct_size = 0;
   check_invalid(minference_convert_vs_index(&convert, memory, size), "struct_size");
   check_invalid(minference_predict(&pattern, 64, 64, &prediction), "struct_size");
+  check_invalid(minference_attention_kernel(args, sparse, &info), "struct_size");
   CHECK(f.is_untouched(), "a C function that refuses wrote");
 }
 

@@ -249,6 +249,28 @@ def check_plan_stats() -> None:
     print("plan_stats: as on the CPU")
 
 
+def check_attention_kernel() -> None:
+    """Rows at multiples of 16 bytes decide where the device does not."""
+    rows = torch.zeros(1, 4, 100, 136, dtype=BF16, device="cuda")[..., :128]
+    odd_rows = torch.zeros(1, 4, 100, 129, dtype=BF16, device="cuda")[..., :128]
+    info = mi.attention_kernel(rows, rows, rows)
+    odd = mi.attention_kernel(rows, odd_rows, rows)
+    reserved = mi.attention_kernel(rows, rows, rows, reserved_multiprocessors=1 << 20)
+    assert (odd.name, odd.tile_rows, odd.tile_keys) == ("sm80", 128, 64)
+    if info.name == "sm90":
+        assert (info.tile_rows, info.tile_keys, reserved.num_multiprocessors) == (128, 128, 1)
+        assert odd.reason.startswith("k has stride[1] 12900: ")
+    else:
+        assert info == odd == reserved
+    assert odd.num_multiprocessors == info.num_multiprocessors > 0
+    packed = mi.attention_kernel(*[rows[0].transpose(0, 1)] * 3)
+    assert packed == info
+    found = mi.dense_attention(rows, rows, rows, reserved_multiprocessors=1 << 20)
+    expected = mi.dense_attention(rows, rows, rows)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    print(f"attention_kernel: {info.name}: {info.reason}; {odd.name}: {odd.reason}")
+
+
 def check_conversion() -> None:
     generator = torch.Generator().manual_seed(3)
     vertical = torch.randint(-1, 170, (2, 3, 20), generator=generator, dtype=torch.int32)
@@ -385,6 +407,8 @@ def check_errors() -> None:
     long = one.expand(1, 1, 64 * 20_000, 8)
     refuses("top_k.*at most 16384", mi.block_sparse_attention, one, long, long, 17_000)
     refuses("mode is 'fast'", mi.vs_attention, *qkv, 30, 100, mode="fast")
+    reserved = {"reserved_multiprocessors": -1}
+    refuses("reserved_multiprocessors is -1", mi.dense_attention, *qkv, **reserved)
     refuses("out is the memory of q", mi.dense_attention, *qkv, out=cuda_q, lse=lse)
 
     needs_grad = cuda_q.clone().requires_grad_()
@@ -404,6 +428,7 @@ with Calls() as calls, torch.no_grad():
     check_estimation(F16)
     check_packed()
     check_plan_stats()
+    check_attention_kernel()
     check_conversion()
     check_attended_masks()
     check_attention_function()

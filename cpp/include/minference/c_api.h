@@ -91,6 +91,7 @@ typedef struct MinferenceAttentionArgs {
   void* stream;                        ///< cudaStream_t of q's device; ignored on the CPU
   int32_t num_threads;                 ///< workers, at most 1024; 0: all cores
   MinferenceParallelFor parallel_for;  ///< run NULL: the library's own threads
+  int32_t reserved_multiprocessors;    ///< that attention on sm_90 leaves free; 0: none
 } MinferenceAttentionArgs;
 #define MINFERENCE_ATTENTION_ARGS_INIT \
   {sizeof(MinferenceAttentionArgs),    \
@@ -108,7 +109,8 @@ typedef struct MinferenceAttentionArgs {
    0,                                  \
    NULL,                               \
    0,                                  \
-   MINFERENCE_PARALLEL_FOR_INIT}
+   MINFERENCE_PARALLEL_FOR_INIT,       \
+   0}
 
 // ---- build_info.h -------------------------------------------------------------------------------
 
@@ -177,6 +179,22 @@ MINFERENCE_API MinferenceStatus minference_sparse_attention_workspace_bytes(
 MINFERENCE_API MinferenceStatus minference_sparse_attention(
     const MinferenceAttentionArgs* args, const MinferenceSparseAttentionParams* params,
     void* workspace, size_t bytes);
+
+typedef struct MinferenceKernelInfo {
+  uint32_t struct_size;
+  char name[32];                ///< "sm90", "sm80", or that of a CPU kernel
+  int32_t tile_rows;            ///< queries
+  int32_t tile_keys;            ///< keys
+  int32_t num_multiprocessors;  ///< that attention uses; 0 on the CPU
+  char reason[256];             ///< a sentence
+} MinferenceKernelInfo;
+#define MINFERENCE_KERNEL_INFO_INIT {sizeof(MinferenceKernelInfo), "", 0, 0, 0, ""}
+
+/// Which kernel minference_sparse_attention would run, and why. `info`: starts as
+/// MINFERENCE_KERNEL_INFO_INIT.
+MINFERENCE_API MinferenceStatus minference_attention_kernel(
+    const MinferenceAttentionArgs* args, const MinferenceSparseAttentionParams* params,
+    MinferenceKernelInfo* info);
 
 typedef struct MinferencePlanStats {
   int32_t is_dense;          ///< 1: computed dense

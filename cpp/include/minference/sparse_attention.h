@@ -75,8 +75,9 @@ MINFERENCE_API Status sparse_attention_supports(const AttentionArgs& args,
 /// Bytes of workspace run() needs for these arguments and the kernel that is chosen for them. Reads
 /// the patterns, on the CPU also cu_seqlens_* and first_valid_key; data of tensors and index lists
 /// may be null. With device CUDA it needs a device: the current one where q and k are null. The
-/// answer is for these shapes and that device: a call of few queries cuts its keys in parts, whose
-/// results take memory that a call of more queries does without.
+/// answer is for these shapes, that device and the kernel that attention_kernel() tells, which
+/// depends on how q, k and v are aligned (null as if to 16 bytes): a call of few queries cuts its
+/// keys in parts, whose results take memory that a call of more queries does without.
 MINFERENCE_API Status sparse_attention_workspace_bytes(const AttentionArgs& args,
                                                        const SparseAttentionParams& params,
                                                        std::size_t* bytes);
@@ -84,6 +85,24 @@ MINFERENCE_API Status sparse_attention_workspace_bytes(const AttentionArgs& args
 MINFERENCE_API Status sparse_attention(const AttentionArgs& args,
                                        const SparseAttentionParams& params, void* workspace,
                                        std::size_t bytes);
+
+/// Who attends.
+struct KernelInfo {
+  std::uint32_t struct_size = sizeof(KernelInfo);
+  /// CUDA: "sm90" (TMA, wgmma) or "sm80" (cp.async, mma.sync); else that of cpu_kernel_for()
+  char name[32] = "";
+  std::int32_t tile_rows = 0;            ///< queries that meet a tile of keys together
+  std::int32_t tile_keys = 0;            ///< keys of a tile
+  std::int32_t num_multiprocessors = 0;  ///< that attention uses; 0 on the CPU
+  /// One sentence: what of the arguments, the device or the build decided.
+  char reason[256] = "";
+};
+
+/// Which kernel sparse_attention would run for these arguments on this machine, and why. It is the
+/// same for every pattern. Checks arguments and needs a device as sparse_attention_supports; data
+/// that is null counts as aligned to 16 bytes.
+MINFERENCE_API Status attention_kernel(const AttentionArgs& args,
+                                       const SparseAttentionParams& params, KernelInfo* info);
 
 /// What a plan computes and costs, per sequence and head. Lines and chunks are those of the
 /// estimate also where dense attention came out cheaper; patterns without lines have none.

@@ -108,6 +108,11 @@ struct AttentionArgs {
   void* stream = nullptr;          ///< cudaStream_t of q's device; ignored on the CPU
   std::int32_t num_threads = 0;    ///< CPU: workers to use, at most 1024; 0: all cores
   ParallelFor parallel_for;        ///< CPU: run == null: the library's own OpenMP threads
+  /// CUDA: multiprocessors >= 0 that attention leaves free for kernels that run beside it, such as
+  /// communication; at least one is used. Only the kernel of sm_90, which is persistent, honours
+  /// it: that of sm_80 and those that make index and plan take whatever is free
+  /// (attention_kernel() tells which runs). Ignored on the CPU
+  std::int32_t reserved_multiprocessors = 0;
 };
 
 }  // namespace minference

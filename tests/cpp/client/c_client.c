@@ -111,6 +111,7 @@ int main(void) {
   MinferenceSparseAttentionParams params = MINFERENCE_SPARSE_ATTENTION_PARAMS_INIT;
   MinferenceSparseAttentionParams older;
   MinferencePrediction prediction = MINFERENCE_PREDICTION_INIT;
+  MinferenceKernelInfo info = MINFERENCE_KERNEL_INFO_INIT;
   const char* kernel = NULL;
 
   check(minference_cpu_kernel_for(MINFERENCE_FLOAT32, &kernel) == MINFERENCE_OK, "a kernel runs");
@@ -126,6 +127,9 @@ int main(void) {
   params.vertical_idx = lines(columns);
   params.slash_idx = lines(diagonals);
   check(minference_sparse_attention_supports(&args, &params) == MINFERENCE_OK, "supported");
+  check(minference_attention_kernel(&args, &params, &info) == MINFERENCE_OK &&
+            strcmp(info.name, kernel) == 0,
+        info.reason);
   check(run(&args, &params) == MINFERENCE_OK && is_mean_of_attended(), "four patterns, one call");
   check(minference_predict(&patterns[2], QUERIES, KEYS, &prediction) == MINFERENCE_OK &&
             prediction.is_dense == 1,

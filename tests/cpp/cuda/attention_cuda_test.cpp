@@ -1,6 +1,7 @@
 // Every attention op on CUDA against the double reference, in both dtypes: the cases of the CPU's
 // test, cases for what only this backend has (two row blocks that share keys, keys cut in parts),
-// and random ones. attention_cuda_test REASON runs the cases whose reason contains the word.
+// and random ones. attention_cuda_test REASON runs the cases whose reason contains the word;
+// "schedules" and "work" are for many_schedules.py and work_counts.py.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,226 +12,16 @@
 #include <vector>
 
 #include "../check.h"
+#include "attention_cuda_cases.h"
 #include "bench/cuda/line_patterns.h"
 #include "layer.h"
 #include "layer_attention.h"
+#include "slots.h"
 
 namespace minference::test {
 namespace {
 
 constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16};
-
-const Case kAttentionCases[] = {
-    {.reason = "many row blocks, an odd number of them",
-     .num_heads_q = 4,
-     .num_heads_kv = 2,
-     .seq_q = 290,
-     .seq_kv = 700,
-     .head_dim = 64,
-     .patterns = {kVsIndex, kBlockIndex, kTriShape, kDense},
-     .num_vertical = 150,
-     .num_slash = 40,
-     .num_blocks = 9},
-    {.reason = "many batches of pieces: lines that cover nearly everything, long block lists",
-     .num_heads_q = 4,
-     .num_heads_kv = 1,
-     .seq_q = 250,
-     .seq_kv = 2900,
-     .patterns = {kVsIndex, kBlockIndex, kDense, kVsIndex},
-     .num_vertical = 1500,
-     .num_slash = 300,
-     .num_blocks = 120},
-    {.reason = "more verticals than a batch of pieces, few slashes",
-     .num_heads_q = 2,
-     .num_heads_kv = 1,
-     .seq_q = 140,
-     .seq_kv = 2600,
-     .head_dim = 40,
-     .patterns = {kVsIndex, {PatternKind::kVerticalSlash, {1900, 50}}},
-     .num_vertical = 4000,
-     .num_slash = 3},
-    {.reason = "many batches, mode exact",
-     .num_heads_q = 2,
-     .num_heads_kv = 1,
-     .seq_q = 200,
-     .seq_kv = 2300,
-     .patterns = {kVsIndex},
-     .mode = SlashMode::kExact,
-     .num_vertical = 400,
-     .num_slash = 500},
-    {.reason = "many batches, mode reference",
-     .num_heads_q = 4,
-     .num_heads_kv = 1,
-     .seq_q = 200,
-     .seq_kv = 2300,
-     .patterns = {kVsIndex, kBlockIndex, kDense, {PatternKind::kVerticalSlash, {40, 120}}},
-     .mode = SlashMode::kReference,
-     .num_vertical = 1500,
-     .num_slash = 50,
-     .num_blocks = 20},
-    {.reason = "windows and sinks of many sizes",
-     .num_heads_q = 8,
-     .num_heads_kv = 8,
-     .seq_q = 400,
-     .seq_kv = 477,
-     .patterns = {{PatternKind::kAShape, {0, 1}},
-                  {PatternKind::kAShape, {33, 64}},
-                  {PatternKind::kAShape, {128, 256}},
-                  {PatternKind::kAShape, {300, 300}},
-                  {PatternKind::kTriShape, {4, 100, 65}},
-                  {PatternKind::kTriShape, {0, 0, 1}},
-                  {PatternKind::kTriShape, {70, 33, 200}},
-                  {PatternKind::kTriShape, {70, 0, 10000}}}},
-    {.reason = "every pattern, packed, estimated per chunk, head of 96",
-     .seq_q = 420,
-     .seq_kv = 700,
-     .head_dim = 96,
-     .estimate_every = 128,
-     .cu_seqlens_q = {0, 200, 200, 265, 420},
-     .cu_seqlens_kv = {0, 200, 260, 330, 700}},
-    {.reason = "padding longer than a chunk of queries",
-     .batch = 2,
-     .num_heads_q = 2,
-     .num_heads_kv = 2,
-     .seq_q = 500,
-     .seq_kv = 500,
-     .patterns = {kVs},
-     .estimate_every = 64,
-     .first_valid_key = {431, 3}},
-    {.reason = "head of 256, every pattern, three row blocks",
-     .seq_q = 150,
-     .seq_kv = 310,
-     .head_dim = 256,
-     .layout = Layout::kRowsFirst,
-     .layout_kv = Layout::kRowsFirst},
-    {.reason = "head of 128, every pattern, rows of odd strides",
-     .seq_q = 200,
-     .seq_kv = 230,
-     .head_dim = 128,
-     .layout = Layout::kOddStride,
-     .layout_kv = Layout::kOddStride},
-    {.reason = "head of 128, no lines at all: nothing but q is copied",
-     .num_heads_q = 2,
-     .num_heads_kv = 1,
-     .seq_q = 130,
-     .seq_kv = 150,
-     .head_dim = 128,
-     .patterns = {kVsIndex},
-     .num_vertical = 0,
-     .num_slash = 0},
-    {.reason = "head of 256, no lines at all",
-     .num_heads_q = 2,
-     .num_heads_kv = 1,
-     .seq_q = 70,
-     .seq_kv = 90,
-     .head_dim = 256,
-     .patterns = {kVsIndex},
-     .num_vertical = 0,
-     .num_slash = 0},
-    {.reason = "out aligned, inputs not",
-     .num_heads_q = 4,
-     .num_heads_kv = 2,
-     .seq_q = 130,
-     .seq_kv = 150,
-     .head_dim = 64,
-     .layout_kv = Layout::kSliced},
-    {.reason = "very peaked rows: maxima rise by far more than probabilities may",
-     .num_heads_q = 4,
-     .num_heads_kv = 4,
-     .seq_q = 200,
-     .seq_kv = 400,
-     .patterns = {kDense, kVsIndex, kBlockIndex, kAShape},
-     .amplitude = 60},
-    {.reason = "not finite, head of 128, estimated lines: gathered keys and diagonals",
-     .num_heads_q = 4,
-     .num_heads_kv = 2,
-     .seq_q = 300,
-     .seq_kv = 300,
-     .head_dim = 128,
-     .patterns = {kVsIndex, kBlockIndex, kDense, kTriShape},
-     .num_vertical = 60,
-     .has_nonfinite = true},
-    {.reason = "not finite, head of 128, few diagonals: pieces with half of their columns",
-     .num_heads_q = 16,
-     .num_heads_kv = 2,
-     .seq_q = 200,
-     .seq_kv = 330,
-     .head_dim = 128,
-     .patterns = {kVsIndex},
-     .num_vertical = 9,
-     .num_slash = 3,
-     .has_nonfinite = true},
-    {.reason = "not finite, head of 256, packed rows",
-     .num_heads_q = 2,
-     .num_heads_kv = 2,
-     .seq_q = 170,
-     .seq_kv = 230,
-     .head_dim = 256,
-     .patterns = {kDense, kVsIndex},
-     .num_vertical = 100,
-     .cu_seqlens_q = {0, 40, 170},
-     .cu_seqlens_kv = {0, 60, 230},
-     .has_nonfinite = true},
-};
-
-/// Cases whose keys are cut in parts.
-const Case kPartCases[] = {
-    {.reason = "parts, every pattern",
-     .seq_q = 200,
-     .seq_kv = 2100,
-     .head_dim = 64,
-     .num_vertical = 300,
-     .num_slash = 60,
-     .num_blocks = 20},
-    {.reason = "parts, batch with padding: rows with few keys and none",
-     .batch = 3,
-     .seq_q = 130,
-     .seq_kv = 1600,
-     .patterns = {kVs, kVsIndex, kDense, kAShape},
-     .num_vertical = 100,
-     .num_slash = 20,
-     .layout = Layout::kRowsFirst,
-     .first_valid_key = {0, 1500, 1599}},
-    {.reason = "parts, packed, estimated per chunk, no lse",
-     .seq_q = 300,
-     .seq_kv = 3000,
-     .head_dim = 24,
-     .estimate_every = 64,
-     .layout = Layout::kSliced,
-     .layout_kv = Layout::kSliced,
-     .cu_seqlens_q = {0, 0, 130, 300},
-     .cu_seqlens_kv = {0, 40, 1800, 3000},
-     .has_lse = false},
-    {.reason = "parts, mode exact, not finite",
-     .num_heads_q = 2,
-     .num_heads_kv = 1,
-     .seq_q = 100,
-     .seq_kv = 1100,
-     .head_dim = 40,
-     .patterns = {kVsIndex},
-     .mode = SlashMode::kExact,
-     .num_vertical = 50,
-     .num_slash = 200,
-     .has_nonfinite = true},
-    {.reason = "parts, mode reference",
-     .num_heads_q = 2,
-     .num_heads_kv = 2,
-     .seq_q = 150,
-     .seq_kv = 1700,
-     .patterns = {kVsIndex},
-     .mode = SlashMode::kReference,
-     .num_vertical = 200,
-     .num_slash = 40},
-    {.reason = "parts, one query",
-     .batch = 2,
-     .seq_q = 1,
-     .seq_kv = 4000,
-     .head_dim = 128,
-     .patterns = {kDense, kAShape, kVsIndex, kBlockIndex},
-     .num_vertical = 1000,
-     .num_slash = 100,
-     .num_blocks = 30},
-};
 
 /// Runs the op as a user would and copies the results to the host.
 void run_sparse(const Layer& layer, const std::string& what) {
@@ -253,36 +44,50 @@ std::vector<unsigned char> results(const Layer& layer) {
   return all;
 }
 
-/// What the CPU's op gives for the same arguments is as near to it as both are to the reference.
+/// Of the same arguments, two results are as near to each other as both are to the reference.
+void compare_results(const Layer& layer, const TensorView& found, const TensorView& other,
+                     const char* whose, const reference::Result& expected,
+                     const std::string& what) {
+  std::size_t n = 0;
+  for (std::int64_t b = 0; b < layer.c.batch; ++b) {
+    for (std::int64_t h = 0; h < layer.c.num_heads_q; ++h) {
+      for (std::int64_t r = 0; r < layer.c.seq_q; ++r) {
+        const std::vector<double> row = reference::load_row(found, b, h, r);
+        const std::vector<double> other_row = reference::load_row(other, b, h, r);
+        for (std::size_t d = 0; d < row.size(); ++d, ++n) {
+          const double allowed = 2 * tolerance(expected, n, layer.host.q.dtype);
+          const bool is_good = std::isfinite(expected.out[n])
+                                   ? std::abs(row[d] - other_row[d]) <= allowed
+                                   : is_close(row[d], other_row[d], 0);
+          CHECK(is_good, "%s: out[%d,%d,%d,%d] is %g, %s %g", what.c_str(), int(b), int(h), int(r),
+                int(d), row[d], whose, other_row[d]);
+        }
+      }
+    }
+  }
+}
+
+/// A copy of the layer's results on the host, and the tensor in it.
+struct ResultsCopy {
+  explicit ResultsCopy(const Layer& layer) : bytes(layer.out.bytes.size()), view(layer.host.out) {
+    std::memcpy(bytes.data(), layer.out.bytes.data(), bytes.size());
+    const auto* const first = static_cast<unsigned char*>(layer.out.view.data);
+    view.data = bytes.data() + (first - layer.out.bytes.data());
+  }
+
+  HeapBytes bytes;
+  TensorView view;
+};
+
 void compare_with_cpu(Layer& layer, const reference::Result& expected, const std::string& what) {
-  const HeapBytes on_device(layer.out.bytes.size());
-  std::memcpy(on_device.data(), layer.out.bytes.data(), on_device.size());
-  TensorView found = layer.host.out;
-  found.data = on_device.data() +
-               (static_cast<unsigned char*>(layer.out.view.data) - layer.out.bytes.data());
+  const ResultsCopy found(layer);
   std::size_t bytes = 0;
   CHECK(sparse_attention_workspace_bytes(layer.host, layer.host_params, &bytes) == Status::kOk,
         "%s: CPU: %s", what.c_str(), last_error());
   const HeapBytes workspace(bytes);
   CHECK(sparse_attention(layer.host, layer.host_params, workspace.data(), bytes) == Status::kOk,
         "%s: CPU: %s", what.c_str(), last_error());
-  std::size_t n = 0;
-  for (std::int64_t b = 0; b < layer.c.batch; ++b) {
-    for (std::int64_t h = 0; h < layer.c.num_heads_q; ++h) {
-      for (std::int64_t r = 0; r < layer.c.seq_q; ++r) {
-        const std::vector<double> cuda_row = reference::load_row(found, b, h, r);
-        const std::vector<double> cpu_row = reference::load_row(layer.host.out, b, h, r);
-        for (std::size_t d = 0; d < cuda_row.size(); ++d, ++n) {
-          const double allowed = 2 * tolerance(expected, n, layer.host.q.dtype);
-          const bool is_good = std::isfinite(expected.out[n])
-                                   ? std::abs(cuda_row[d] - cpu_row[d]) <= allowed
-                                   : is_close(cuda_row[d], cpu_row[d], 0);
-          CHECK(is_good, "%s: out[%d,%d,%d,%d] is %g on CUDA and %g on the CPU", what.c_str(),
-                int(b), int(h), int(r), int(d), cuda_row[d], cpu_row[d]);
-        }
-      }
-    }
-  }
+  compare_results(layer, found.view, layer.host.out, "on the CPU", expected, what);
 }
 
 /// `run(layer, what)` computes the results on the device and copies them to the host.
@@ -310,17 +115,117 @@ void test_case(const Case& c, DType dtype, const Run& run) {
 void run_in_parts(const Layer& layer, const std::string& what) {
   layer.poison_results();
   const plan::Problem problem = layer.device_problem(false, true);
-  constexpr std::int32_t kSlots = 1 << 20;
-  const std::size_t bytes = cuda::LayerAttention(problem, kSlots, nullptr).workspace_bytes();
-  CHECK(bytes > cuda::LayerAttention(problem, 1, nullptr).workspace_bytes(),
+  const cuda::Slots slots = slots_of(problem, 1 << 20);
+  const std::size_t bytes = cuda::LayerAttention(problem, slots, nullptr).workspace_bytes();
+  CHECK(bytes > cuda::LayerAttention(problem, slots_of(problem, 1), nullptr).workspace_bytes(),
         "%s: keys are not cut in parts", what.c_str());
   const DeviceBytes workspace = device_workspace(bytes);
-  cuda::LayerAttention attention(problem, kSlots, workspace.data());
+  cuda::LayerAttention attention(problem, slots, workspace.data());
   CHECK(attention.run() == Status::kOk, "%s: %s", what.c_str(), last_error());
   wait_for_device(what.c_str());
   CHECK(workspace.has_guards() && layer.device_out.has_guards() && layer.device_lse.has_guards(),
         "%s: memory around a buffer was written", what.c_str());
   layer.read_results();
+}
+
+/// What every kernel of this device gives for the same arguments.
+void test_kernels_agree() {
+  const Case cases[] = {{.reason = "every pattern, both kernels",
+                         .seq_q = 300,
+                         .seq_kv = 700,
+                         .head_dim = 128,
+                         .num_vertical = 90,
+                         .num_slash = 40,
+                         .num_blocks = 7},
+                        {.reason = "mode exact, not finite, both kernels",
+                         .num_heads_q = 2,
+                         .num_heads_kv = 1,
+                         .seq_q = 200,
+                         .seq_kv = 450,
+                         .head_dim = 64,
+                         .patterns = {kVsIndex},
+                         .mode = SlashMode::kExact,
+                         .num_vertical = 30,
+                         .num_slash = 100,
+                         .has_nonfinite = true}};
+  for (const Case& c : cases) {
+    const Layer layer(c, DType::kBFloat16);
+    const reference::Result expected = reference::attention(layer.host, layer.host_params);
+    const plan::Problem problem = layer.device_problem(false, true);
+    const cuda::Slots chosen = slots_of(problem, 3);
+    if (chosen.kernel == cuda::AttentionKernel::kSm80) return;  // the only one here
+    const auto run_by = [&](cuda::AttentionKernel kernel) {
+      layer.poison_results();
+      const cuda::Slots slots = {kernel, chosen.count};
+      const DeviceBytes workspace =
+          device_workspace(cuda::LayerAttention(problem, slots, nullptr).workspace_bytes());
+      CHECK(cuda::LayerAttention(problem, slots, workspace.data()).run() == Status::kOk, "%s: %s",
+            c.reason, last_error());
+      wait_for_device(c.reason);
+      layer.read_results();
+      compare(layer.host, layer.out, expected, c.reason);
+    };
+    run_by(chosen.kernel);
+    const ResultsCopy found(layer);
+    run_by(cuda::AttentionKernel::kSm80);
+    compare_results(layer, found.view, layer.host.out, "by the other kernel", expected, c.reason);
+  }
+}
+
+/// Multiprocessors left free change who computes a task, not what comes out.
+void test_reserved_multiprocessors() {
+  Layer layer({.reason = "reserved multiprocessors", .seq_q = 300, .seq_kv = 300},
+              DType::kBFloat16);
+  cuda::DeviceFacts facts{};
+  CHECK(cuda::device_facts(&facts) == Status::kOk, "%s", last_error());
+  run_sparse(layer, layer.c.reason);
+  const std::vector<unsigned char> expected = results(layer);
+  for (const std::int32_t reserved : {1, facts.num_multiprocessors - 2, 100000}) {
+    layer.device.reserved_multiprocessors = reserved;
+    const plan::Problem problem = layer.device_problem(false, true);
+    const cuda::KernelChoice choice = cuda::choose_kernel(problem, facts);
+    cuda::Slots slots{};
+    CHECK(cuda::count_slots(problem, choice, facts, &slots) == Status::kOk, "%s", last_error());
+    if (choice.kernel == cuda::AttentionKernel::kSm90) {
+      CHECK(slots.count == std::max(1, facts.num_multiprocessors - reserved),
+            "%d of %d multiprocessors reserved: %d blocks", reserved, facts.num_multiprocessors,
+            slots.count);
+    }
+    run_sparse(layer, layer.c.reason);
+    CHECK(results(layer) == expected, "%d multiprocessors reserved: other bits", reserved);
+  }
+}
+
+/// Rows of out from the last to the first, which copies cannot follow.
+void test_out_backwards() {
+  Layer layer({.reason = "out backwards", .seq_q = 200, .seq_kv = 200, .head_dim = 64},
+              DType::kBFloat16);
+  run_sparse(layer, layer.c.reason);
+  const ResultsCopy forwards(layer);
+  TensorView& out = layer.device.out;
+  const std::int64_t last = layer.c.seq_q - 1;
+  out.data = static_cast<std::uint16_t*>(out.data) + last * out.stride[2];
+  out.stride[2] = -out.stride[2];
+  run_sparse(layer, layer.c.reason);
+  for (std::int64_t h = 0; h < layer.c.num_heads_q; ++h) {
+    for (std::int64_t r = 0; r <= last; ++r) {
+      CHECK(reference::load_row(layer.host.out, 0, h, last - r) ==
+                reference::load_row(forwards.view, 0, h, r),
+            "%s: row %d of head %d differs", layer.c.reason, int(r), int(h));
+    }
+  }
+}
+
+/// By two blocks of threads, which take several tasks each.
+void test_schedules() {
+  cuda::DeviceFacts facts{};
+  CHECK(cuda::device_facts(&facts) == Status::kOk, "%s", last_error());
+  for (const Case& c : kScheduleCases) {
+    Layer layer(c, DType::kBFloat16, 0);
+    layer.device.reserved_multiprocessors = facts.num_multiprocessors - 2;
+    run_sparse(layer, c.reason);
+    compare(layer.host, layer.out, reference::attention(layer.host, layer.host_params), c.reason);
+  }
 }
 
 void test_num_key_parts() {
@@ -406,9 +311,27 @@ void test_random_cases(int num_rounds) {
   }
 }
 
-/// One head for work_counts.py: dense, or lines in bands that attend about `share` of the causal
-/// pairs. Prints what the emulator's statistics cannot know: the pairs that are attended.
-int run_for_work_counts(std::int64_t tokens, double share) {
+/// Lines of a pattern of work_counts.py, and whether that has any.
+bool draw_lines_of(const std::string& pattern, std::int64_t tokens, bench::Lines* lines) {
+  bench::LineShape shape;
+  if (pattern == "clustered_90" || pattern == "exact") {
+    shape = bench::clustered(0.10, tokens);
+  } else if (pattern == "clustered_98") {
+    shape = bench::clustered(0.02, tokens);
+  } else if (pattern == "isolated") {  // a line that no other is near, every 1024 or so
+    shape = {.num_vertical = 4, .local = 1, .bands = tokens / 1024, .width = 1};
+  } else if (pattern == "verticals") {
+    shape = {.num_vertical = tokens / 8, .local = 64, .bands = 0, .width = 0};
+  } else {
+    return false;
+  }
+  *lines = bench::draw_lines(shape, tokens, 1);
+  return true;
+}
+
+/// One head of 128 dimensions for work_counts.py. Prints what the emulator's statistics cannot
+/// know: the pairs that are attended.
+int run_for_work_counts(const std::string& pattern, std::int64_t tokens) {
   Case c = {.reason = "work counts",
             .num_heads_q = 1,
             .num_heads_kv = 1,
@@ -416,26 +339,31 @@ int run_for_work_counts(std::int64_t tokens, double share) {
             .seq_kv = tokens,
             .head_dim = 128,
             .patterns = {kDense},
+            .mode = pattern == "exact" ? SlashMode::kExact : SlashMode::kCover,
             .num_vertical = 0,
             .num_slash = 0,
             .num_blocks = 0};
   bench::Lines lines;
-  if (share < 1) {
-    lines = bench::draw_lines(bench::clustered(share, tokens), tokens, 1);
+  if (draw_lines_of(pattern, tokens, &lines)) {
     c.patterns = {kVsIndex};
     c.num_vertical = static_cast<std::int64_t>(lines.verticals.size());
     c.num_slash = static_cast<std::int64_t>(lines.slashes.size());
+  } else if (pattern == "a_shape") {
+    c.patterns = {{PatternKind::kAShape, {1024, 4096}}};
+  } else if (pattern != "dense") {
+    std::printf("no pattern %s\n", pattern.c_str());
+    return 1;
   }
   Layer layer(c, DType::kBFloat16, 0, 0);
   std::copy(lines.verticals.begin(), lines.verticals.end(), layer.vertical_idx.data());
   std::copy(lines.slashes.begin(), lines.slashes.end(), layer.slash_idx.data());
   layer.update_device();
   const plan::Problem problem = layer.device_problem(false, true);
-  constexpr std::int32_t kSlots = 1;  // never cut into parts
+  const cuda::Slots slots = slots_of(problem, 1);  // never cut into parts
   const DeviceBytes workspace =
-      device_workspace(cuda::LayerAttention(problem, kSlots, nullptr).workspace_bytes());
+      device_workspace(cuda::LayerAttention(problem, slots, nullptr).workspace_bytes());
   const DeviceBytes stats(sizeof(PlanStats));
-  cuda::LayerAttention attention(problem, kSlots, workspace.data());
+  cuda::LayerAttention attention(problem, slots, workspace.data());
   Status status = attention.run();
   if (status == Status::kOk) status = attention.index().add_stats(stats.as<PlanStats>());
   if (status != Status::kOk) {
@@ -456,7 +384,11 @@ int run_for_work_counts(std::int64_t tokens, double share) {
 int main(int argc, char** argv) {
   using namespace minference;
   if (argc == 4 && std::string(argv[1]) == "work") {
-    return test::run_for_work_counts(std::atoll(argv[2]), std::atof(argv[3]));
+    return test::run_for_work_counts(argv[2], std::atoll(argv[3]));
+  }
+  if (argc == 2 && std::string(argv[1]) == "schedules") {
+    test::test_schedules();
+    return test::finish("attention_cuda_test schedules");
   }
   std::vector<test::Case> cases(std::begin(test::kAttentionCases), std::end(test::kAttentionCases));
   cases.insert(cases.end(), std::begin(test::kCases), std::end(test::kCases));
@@ -469,7 +401,11 @@ int main(int argc, char** argv) {
     }
   }
   if (argc == 1) {
+    test::test_schedules();
     test::test_num_key_parts();
+    test::test_kernels_agree();
+    test::test_reserved_multiprocessors();
+    test::test_out_backwards();
     test::test_dense_fallback();
     test::test_random_cases(60);
   }

@@ -347,6 +347,8 @@ void test_machines() {
     check_refusal(sparse_attention_supports(f.args, f.sparse), bad, "sparse_attention_supports");
     check_refusal(f.attend(), bad, "sparse_attention");
     check_refusal(dense_attention_supports(f.args), bad, "dense_attention_supports");
+    KernelInfo info;
+    check_refusal(attention_kernel(f.args, f.sparse, &info), bad, "attention_kernel");
     wait_for_device(bad.what);
     CHECK(f.is_untouched(), "%s: something was written", bad.what);
   };

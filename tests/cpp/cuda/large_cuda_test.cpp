@@ -15,6 +15,7 @@
 #include "layer_attention.h"
 #include "plan/cost.h"
 #include "plan_copy.h"
+#include "slots.h"
 
 namespace minference::test {
 namespace {
@@ -26,6 +27,7 @@ const HeadPattern kLarge = {PatternKind::kVerticalSlash, {1000, 6096}};
 
 TensorView shape_only(std::int64_t heads, std::int64_t tokens, std::int64_t head_dim) {
   TensorView view;
+  view.data = reinterpret_cast<void*>(std::uintptr_t{1} << 30);  // nothing is read
   const std::int64_t shape[4] = {1, heads, tokens, head_dim};
   const std::int64_t stride[4] = {heads * tokens * head_dim, head_dim, heads * head_dim, 1};
   std::copy(shape, shape + 4, view.shape);
@@ -95,7 +97,7 @@ void test_memory_and_launches() {
     cuda::LayerIndex index(large, workspace.data());
     const std::size_t count =
         count_launches([&] { return index.build(0); }, stream, "build at 1M tokens");
-    cuda::LayerAttention attention(large, kSlots, workspace.data());
+    cuda::LayerAttention attention(large, slots_of(large, kSlots), workspace.data());
     const std::size_t with_attention =
         count_launches([&] { return attention.run(); }, stream, "attention at 1M tokens");
     std::printf("1M tokens, 32 heads, %s: %zu launches of index and plan, %zu with attention\n",
@@ -110,14 +112,14 @@ void test_memory_and_launches() {
   chunk.args.stream = stream;
   chunk.block_idx = {.shape = {1, kHeads, 8, 100}};
   const double chunk_index = cuda::LayerIndex(chunk, nullptr).workspace_bytes();
-  cuda::LayerAttention attention(chunk, kSlots, workspace.data());
+  cuda::LayerAttention attention(chunk, slots_of(chunk, kSlots), workspace.data());
   const std::size_t count =
       count_launches([&] { return attention.run(); }, stream, "512 queries, 1M keys");
   std::printf("512 queries, 1M keys, 32 heads, mixed: %zu launches; parts take %.1f MiB\n", count,
               (attention.workspace_bytes() - chunk_index) / (1 << 20));
   CHECK(count <= 10, "%zu launches", count);
   chunk.mode = SlashMode::kReference;
-  cuda::LayerAttention reference(chunk, kSlots, workspace.data());
+  cuda::LayerAttention reference(chunk, slots_of(chunk, kSlots), workspace.data());
   const std::size_t of_reference =
       count_launches([&] { return reference.run(); }, stream, "512 queries, mode reference");
   std::printf("the same in mode reference: %zu launches\n", of_reference);
@@ -313,9 +315,10 @@ void test_attention_at_large_strides() {
                       .num_vertical = 40};
   const Layer layer(shape, DType::kBFloat16);
   const auto run = [](const plan::Problem& problem) {
+    const cuda::Slots slots = slots_of(problem, 1);
     const DeviceBytes workspace =
-        device_workspace(cuda::LayerAttention(problem, 1, nullptr).workspace_bytes());
-    CHECK(cuda::LayerAttention(problem, 1, workspace.data()).run() == Status::kOk, "%s",
+        device_workspace(cuda::LayerAttention(problem, slots, nullptr).workspace_bytes());
+    CHECK(cuda::LayerAttention(problem, slots, workspace.data()).run() == Status::kOk, "%s",
           last_error());
     wait_for_device("large strides");
   };

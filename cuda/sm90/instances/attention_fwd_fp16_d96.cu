@@ -1,0 +1,7 @@
+#include "sm90/attention_fwd.cuh"
+
+namespace minference::cuda::sm90 {
+
+template struct AttentionFwd<false, 96>;
+
+}  // namespace minference::cuda::sm90
