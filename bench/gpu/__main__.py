@@ -81,13 +81,14 @@ def sanitizer_steps(built: build.Built) -> Iterator[Step]:
                 )
 
 
-def benchmark_steps(built: build.Built) -> Iterator[Step]:
+def benchmark_steps(built: build.Built, is_long: bool) -> Iterator[Step]:
     if build.BENCHMARK in built.programs:
         program = str(built.programs[build.BENCHMARK])
         yield Step("benchmarks", "kernels", [program], limit=90, has_rows=True)
     else:
         yield Step("benchmarks", "kernels", [], note=f"{build.BENCHMARK} is not built")
     command = [sys.executable, "-m", "bench.gpu.attention", "--seconds-left", "{limit}"]
+    command += ["--long"] if is_long else []
     yield Step("benchmarks", "torch", command, limit=200, has_rows=True)
 
 
@@ -152,6 +153,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, default=ROOT / "bench/results", help="default: bench/results"
     )
+    parser.add_argument(
+        "--long", action="store_true", help="time dense attention of 1M tokens, too: half a minute"
+    )
     parser.add_argument("--commit", help="what is measured, where the checkout does not know")
     parser.add_argument(
         "--log", type=Path, default=ROOT / "build/gpu.log", help="default: build/gpu.log"
@@ -187,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 session.run(sanitizer_steps(built))
             if "benchmarks" in options.parts:
                 with machine.sampled_clocks() as clocks:
-                    session.run(benchmark_steps(built))
+                    session.run(benchmark_steps(built, options.long))
         except KeyboardInterrupt:
             session.outcomes.append(Outcome("all", "the rest", OUT_OF_TIME, note="interrupted"))
     path = options.results / machine.slug(gpu["device"]) / f"{where['date']}-{where['commit']}.json"

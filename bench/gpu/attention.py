@@ -28,6 +28,8 @@ _OURS = "ours, torch"  # kernel_bench has "ours": the same without PyTorch
 _HEADS, _HEADS_KV, _HEAD_DIM = 32, 8, 128
 _INDEX_SIZES = (1000, 6096)
 _LONGEST_REFERENCE = 131072  # tokens, of the estimation written with PyTorch's operations
+_LONGEST_DENSE = 524288  # beyond, cuDNN alone, if it is asked for
+_LONGEST_FLASH = 131072  # of SDPA's flash backend, half as fast
 _LONGEST_FLEX = 131072  # its block masks take 4 bytes per head and 128 x 128 pairs, several times
 _DENSE_FLOP_PER_SECOND = 5e14  # a careful guess, to tell what cannot be finished in time
 _SHARES = {"clustered 90%": 0.10, "clustered 95%": 0.05, "clustered 98%": 0.02}
@@ -150,10 +152,9 @@ class Bench:
         return float(4 * _HEAD_DIM * pairs / _DENSE_FLOP_PER_SECOND)
 
     def peers(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], object]]:
-        backends = {
-            "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
-            "SDPA flash": SDPBackend.FLASH_ATTENTION,
-        }
+        backends = {"SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
+        if q.shape[2] <= _LONGEST_FLASH:
+            backends["SDPA flash"] = SDPBackend.FLASH_ATTENTION
         found: dict[str, Callable[[], object]] = {}
         group = q.shape[1] // k.shape[1]
         for name, backend in backends.items():
@@ -171,18 +172,26 @@ class Bench:
         q, k, v = self.tensors(length)
         causal_flop = 4 * _HEAD_DIM * q.shape[1] * length * (length + 1) / 2
         dense: dict[str, Callable[[], object]] = {}
-        # A warm-up and a timed run of each.
-        if 4 * self.dense_seconds(length) < self.left():
+        once, is_long = self.dense_seconds(length), length > _LONGEST_DENSE
+        # A warm-up and a timed run of each, at least.
+        runs = 4 if length <= _LONGEST_FLASH else 2
+        if is_long and not self.options.long:
+            note = f"skipped: two runs would take {2 * once:.0f} s; --long makes them"
+            emit("attention", length, note, pattern="dense", contender="SDPA")
+        elif runs * once < self.left():
             dense.update(self.peers(q, k, v))
         else:
-            note = f"skipped: two runs would take {2 * self.dense_seconds(length):.0f} s"
+            note = f"skipped: no time left for {runs} runs, {runs * once:.0f} s"
             emit("attention", length, note, pattern="dense", contender="SDPA")
-        if not self.ours:
+        kernel: Row = {}
+        if self.ours:
+            kernel = {"kernel": self.ours.attention_kernel(q, k, v).name}
+            if not is_long and (runs + 2) * once < self.left():
+                dense[_OURS] = partial(self.ours.dense_attention, q, k, v)
+        else:
             emit("attention", length, self.ours_lacks, pattern="all", contender=_OURS)
-        elif 6 * self.dense_seconds(length) < self.left():
-            dense[_OURS] = partial(self.ours.dense_attention, q, k, v)
         for flush in (True, False):
-            if self.dense_seconds(length) > 0.02 and not flush:
+            if once > 0.02 and not flush:
                 break  # what the L2 held before does not show in such a run
             for name, times in self.clock(flush).compare(dense).items():
                 emit(
@@ -194,18 +203,23 @@ class Bench:
                     l2="flushed" if flush else "warm",
                     useful_flop=causal_flop,
                     executed_flop=causal_flop,
+                    **(kernel if name == _OURS else {}),
                 )
         if self.ours:
-            self.sparse(q, k, v)
+            self.sparse(q, k, v, kernel)
 
     def given(self, length: int, heads: int) -> dict[str, tuple[Tensor, Tensor]]:
-        shapes = {name: patterns.clustered(share, length) for name, share in _SHARES.items()}
+        shapes = {name: clustered(share, length) for name, share in _SHARES.items()}
         shapes["half local (100, 800)"] = patterns.HALF_LOCAL
         shapes["random (100, 800)"] = patterns.RANDOM
-        return {
+        found = {
             name: patterns.lists(shape, length, heads, self.device)
             for name, shape in shapes.items()
         }
+        if length == max(self.options.lengths):
+            heads_per_kv = heads // self.options.heads_kv
+            found["isolated"] = patterns.isolated(length, heads, heads_per_kv, self.device)
+        return found
 
     def densities(self, q: Tensor, k: Tensor, heads: list[Any], **lists: Tensor) -> Row:
         stats = self.ours.plan_stats(q, k, heads, dense_fallback=False, **lists)
@@ -218,7 +232,7 @@ class Bench:
             "executed_flop": 4 * _HEAD_DIM * computed,
         }
 
-    def sparse(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def sparse(self, q: Tensor, k: Tensor, v: Tensor, kernel: Row) -> None:
         length, heads = q.shape[2], q.shape[1]
         pattern = self.ours.HeadPattern
         shape = [pattern.a_shape(1024, 4096)] * heads
@@ -238,7 +252,8 @@ class Bench:
                 slash_idx=slash_idx,
             )
         for name, times in self.clock().compare(runs).items():
-            emit("attention", length, times, pattern=name, contender=_OURS, **density[name])
+            members = {**density[name], **kernel}
+            emit("attention", length, times, pattern=name, contender=_OURS, **members)
 
     # ---- flex_attention -------------------------------------------------------------------------
 
@@ -258,9 +273,7 @@ class Bench:
             if self.left() < 20:
                 emit("attention", length, "no time left", pattern=name, contender="flex_attention")
                 continue
-            lists = patterns.lists(
-                patterns.clustered(share, length), length, q.shape[1], self.device
-            )
+            lists = patterns.lists(clustered(share, length), length, q.shape[1], self.device)
             cover = patterns.Cover.of(*lists, length)
             mask, num_blocks = flex_mask(BlockMask, cover)
             run = partial(attend, q, k, v, block_mask=mask, enable_gqa=True)
@@ -294,6 +307,11 @@ class Bench:
                     emit(section, length, reason, pattern="", contender="all")
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
+
+
+def clustered(share: float, length: int) -> patterns.LineShape:
+    """Lines in bands; drawing those of all heads would take seconds."""
+    return patterns.clustered_heads(share, length, heads=8)
 
 
 def flex_mask(block_mask: Any, cover: patterns.Cover) -> tuple[Any, int]:
@@ -339,6 +357,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--seconds", type=float, default=0.4, help="per contender (default: 0.4)")
     parser.add_argument("--seconds-left", type=float, default=200, help="until nothing new begins")
+    parser.add_argument(
+        "--long", action="store_true", help=f"cuDNN's SDPA beyond {_LONGEST_DENSE} tokens, too"
+    )
     parser.add_argument("--heads", type=int, default=_HEADS)
     parser.add_argument("--heads-kv", type=int, default=_HEADS_KV)
     parser.add_argument("--matmul", type=int, default=8192, help="rows of a square matrix")

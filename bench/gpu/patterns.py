@@ -1,4 +1,4 @@
-"""Vertical-slash lines of known density, and the same sets as masks for flex_attention.
+"""Vertical-slash lines of known density or distance, and those as masks for flex_attention.
 
 bench/cuda/line_patterns.h draws such lines for the C++ benchmark; only the random numbers differ. A
 share is that of the causal pairs that the lines' cover attends: columns take an eighth of it.
@@ -6,7 +6,8 @@ share is that of the causal pairs that the lines' cover attends: columns take an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,10 +65,47 @@ def clustered(share: float, length: int) -> LineShape:
     return LineShape(num_vertical, low, bands, low)
 
 
+def clustered_heads(share: float, length: int, heads: int) -> LineShape:
+    """As wide that heads with the seeds 0, 1, ... attend `share` on average.
+
+    In long prompts columns take less than an eighth, and other draws are lighter than the first.
+    """
+    shape = clustered(share, length)
+    for _ in range(3):  # slashes attend nearly in proportion to the width
+        found = sum(slash_share(draw(shape, length, head)[1], length) for head in range(heads))
+        wanted = (share - shape.num_vertical / length) * heads
+        width = min(max(round(shape.width * wanted / found), 1), length)
+        shape = replace(shape, local=width, width=width)
+    return shape
+
+
+def isolated_lines(length: int, head: int, heads_per_kv: int) -> tuple[Tensor, Tensor]:
+    """(verticals, slashes): slashes far from each other and from those of heads with the same keys.
+
+    line_patterns.h says how far, and why. Besides, offset 0 and 4 columns.
+    """
+    count = min(max(length // (128 * heads_per_kv), 1), 40)
+    step = length // (count * heads_per_kv + 1)
+    generator = torch.Generator().manual_seed(head)
+    noise = torch.randint(step // 4 + 1, (count,), generator=generator)
+    places = torch.arange(count) * heads_per_kv + head % heads_per_kv + 1
+    slashes = (places * step + noise).clamp(max=length - 1)
+    return torch.arange(min(4, length)), torch.cat([torch.zeros(1, dtype=torch.int64), slashes])
+
+
+def isolated(
+    length: int, heads: int, heads_per_kv: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """As `lists`."""
+    return _stacked([isolated_lines(length, head, heads_per_kv) for head in range(heads)], device)
+
+
 def lists(shape: LineShape, length: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(vertical_idx, slash_idx) int32 [1, heads, count], -1 past the last of a head."""
-    drawn = [draw(shape, length, seed) for seed in range(heads)]
+    return _stacked([draw(shape, length, seed) for seed in range(heads)], device)
 
+
+def _stacked(drawn: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
     def padded(index: int) -> Tensor:
         rows = torch.nn.utils.rnn.pad_sequence(
             [pair[index].int() for pair in drawn], batch_first=True, padding_value=-1
