@@ -127,6 +127,10 @@ Status device_facts(DeviceFacts* facts) {
   return device_answered(error, "asking the device for its compute capability and size");
 }
 
+bool can_overlap_kernels(const DeviceFacts& facts) {
+  return facts.major == 9 && facts.minor == 0 && facts.has_sm90a_code;
+}
+
 KernelChoice choose_kernel(const plan::Problem& problem, const DeviceFacts& facts) {
   KernelChoice choice{};
   const bool is_sm80 = lacks_sm90(facts, &choice) || is_beyond_tma(problem.args, &choice);
@@ -141,7 +145,6 @@ KernelChoice choose_kernel(const plan::Problem& problem, const DeviceFacts& fact
   const TileShape& shape = tile_shape(choice.kernel, problem.head_dim());
   choice.tile_rows = shape.rows;
   choice.tile_keys = shape.keys;
-  choice.head_dim = shape.head_dim;
   return choice;
 }
 

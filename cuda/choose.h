@@ -28,11 +28,14 @@ struct DeviceFacts {
 /// Those of the current device.
 Status device_facts(DeviceFacts* facts);
 
+/// Whether a kernel may start while the one before it ends. It has to wait for that one itself
+/// then, which code for sm_90a does; on newer devices that for sm_80 runs, which does not.
+bool can_overlap_kernels(const DeviceFacts& facts);
+
 struct KernelChoice {
   AttentionKernel kernel;
   std::int32_t tile_rows;     ///< query rows of a task
   std::int32_t tile_keys;     ///< keys of a stage
-  std::int32_t head_dim;      ///< padded to what the kernel is compiled for: 64, 96, 128 or 256
   std::int32_t num_reserved;  ///< multiprocessors left free
   char reason[256];           ///< a sentence: what decided
 };

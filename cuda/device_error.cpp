@@ -69,15 +69,6 @@ Status DeviceScope::enter(const void* data) {
   return Status::kOk;
 }
 
-bool can_overlap_kernels() {
-  int device = 0, major = 0;
-  const bool is_answered =
-      cudaGetDevice(&device) == cudaSuccess &&
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
-  if (!is_answered) cudaGetLastError();  // answered here, it is no error of the caller's next call
-  return is_answered && major >= 9;
-}
-
 Status check_access(const void* data, const char* name, int device) {
   if (data == nullptr) return Status::kOk;
   cudaPointerAttributes attributes{};

@@ -34,9 +34,6 @@ class DeviceScope {
   int previous_ = -1;  // -1: nothing to restore
 };
 
-/// Whether the current device can start a kernel while the one before it ends.
-bool can_overlap_kernels();
-
 /// kInvalidArgument unless kernels on `device` can access `data`; null is fine.
 Status check_access(const void* data, const char* name, int device);
 

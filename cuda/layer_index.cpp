@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "any/launch.h"
+#include "choose.h"
 #include "device_error.h"
 
 namespace minference::cuda {
@@ -39,7 +40,9 @@ LayerIndex::LayerIndex(const plan::Problem& problem, void* workspace)
     : problem_(problem), stream_(static_cast<cudaStream_t>(problem.args.stream)) {
   measure();
   // Without memory nothing is launched, and the device of the tensors need not be current.
-  plan_.call.may_overlap = workspace != nullptr && can_overlap_kernels();
+  DeviceFacts facts{};
+  plan_.call.may_overlap =
+      workspace != nullptr && device_facts(&facts) == Status::kOk && can_overlap_kernels(facts);
   plan::Arena arena(workspace, kAlignment);
   take_memory(&arena);
   workspace_bytes_ = arena.block_bytes();

@@ -138,13 +138,11 @@ void test_tiles() {
   DeviceFacts ampere = kHopper;
   ampere.major = 8;
   for (int head_dim = 8; head_dim <= 256; head_dim += 8) {
-    const int padded = head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : head_dim <= 128 ? 128 : 256;
     for (const DeviceFacts& facts : {kHopper, ampere}) {
-      const int keys = (facts.major == 9 ? 128 : 64) / (padded == 256 ? 2 : 1);
+      const int keys = (facts.major == 9 ? 128 : 64) / (head_dim > 128 ? 2 : 1);
       const KernelChoice found = cuda::choose_kernel(problem_of(head_dim), facts);
-      CHECK(found.tile_rows == 128 && found.tile_keys == keys && found.head_dim == padded,
-            "head_dim %d, %s: %d x %d, %d", head_dim, cuda::kernel_name(found.kernel),
-            found.tile_rows, found.tile_keys, found.head_dim);
+      CHECK(found.tile_rows == 128 && found.tile_keys == keys, "head_dim %d, %s: %d x %d", head_dim,
+            cuda::kernel_name(found.kernel), found.tile_rows, found.tile_keys);
     }
   }
 }
@@ -207,6 +205,22 @@ void test_this_device() {
   }
 }
 
+/// Only where code for sm_90a runs, as that alone waits for the kernel before it.
+void test_overlap() {
+  const auto can_overlap = [](std::int32_t major, std::int32_t minor, bool has_sm90a_code) {
+    DeviceFacts facts = kHopper;
+    facts.major = major;
+    facts.minor = minor;
+    facts.has_sm90a_code = has_sm90a_code;
+    return cuda::can_overlap_kernels(facts);
+  };
+  CHECK(can_overlap(9, 0, true), "sm_90a on 9.0 does not overlap");
+  CHECK(!can_overlap(9, 0, false), "sm_80 on 9.0 overlaps");
+  CHECK(!can_overlap(8, 0, true), "8.0 overlaps");
+  CHECK(!can_overlap(10, 0, true), "sm_80 on 10.0 overlaps");
+  CHECK(!can_overlap(12, 0, true), "sm_80 on 12.0 overlaps");
+}
+
 }  // namespace
 }  // namespace minference::test
 
@@ -215,6 +229,7 @@ int main() {
   test::test_decisions();
   test::test_tiles();
   test::test_reserved();
+  test::test_overlap();
   test::test_this_device();
   return test::finish("choose_cuda_test");
 }
