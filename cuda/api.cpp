@@ -28,7 +28,8 @@ constexpr std::int64_t kMaxListed = 1 << 24;  // entries of a list that one thre
 Status check_supported(const plan::Problem& problem) {
   if (problem.args.q.dtype == DType::kFloat32) {
     return core::fail(Status::kUnsupported,
-                      "q has dtype float32; CUDA kernels support bfloat16 and float16");
+                      "q has dtype float32; CUDA kernels support bfloat16, float16 and "
+                      "float8_e4m3fn");
   }
   if (problem.num_heads_q() > kMaxHeads) {
     return core::fail(Status::kUnsupported,
@@ -98,6 +99,9 @@ Status check_memory(const plan::Problem& problem, const void* workspace, int dev
                                 {problem.needs_values ? args.v.data : nullptr, "v"},
                                 {problem.needs_values ? args.out.data : nullptr, "out"},
                                 {problem.needs_values ? args.lse : nullptr, "lse"},
+                                {args.q_scale, "q_scale"},
+                                {args.k_scale, "k_scale"},
+                                {problem.needs_values ? args.v_scale : nullptr, "v_scale"},
                                 {args.first_valid_key, "first_valid_key"},
                                 {args.cu_seqlens_q, "cu_seqlens_q"},
                                 {args.cu_seqlens_kv, "cu_seqlens_kv"},
@@ -120,13 +124,19 @@ Status check_kernels(const DeviceScope& scope) {
                     cudaGetErrorName(error));
 }
 
-/// Who attends on the device of `scope`, the current one.
+/// Who attends on the device of `scope`, the current one. float8 has one kernel.
 Status choose(const plan::Problem& problem, const DeviceScope& scope, DeviceFacts* facts,
               KernelChoice* choice) {
   if (scope.status() != Status::kOk) return scope.status();
   const Status status = device_facts(facts);
-  if (status == Status::kOk) *choice = choose_kernel(problem, *facts);
-  return status;
+  if (status != Status::kOk) return status;
+  *choice = choose_kernel(problem, *facts);
+  if (problem.args.q.dtype == DType::kFloat8E4M3 && choice->kernel != AttentionKernel::kSm90) {
+    return core::fail(Status::kUnsupported,
+                      "q has dtype float8_e4m3fn, which is for the kernel with wgmma: %s",
+                      choice->reason);
+  }
+  return Status::kOk;
 }
 
 /// How many of its blocks that device runs at once.
@@ -192,10 +202,14 @@ bool is_built() { return true; }
 const char* architectures() { return MINFERENCE_CUDA_ARCHITECTURES; }
 
 Status supports(const plan::Problem& problem) {
-  const Status status = check_supported(problem);
+  Status status = check_supported(problem);
   if (status != Status::kOk) return status;
   const DeviceScope scope(any_memory(problem, nullptr));
-  return check_kernels(scope);
+  DeviceFacts facts{};
+  KernelChoice choice{};
+  status = check_kernels(scope);
+  if (status != Status::kOk || problem.args.q.dtype != DType::kFloat8E4M3) return status;
+  return choose(problem, scope, &facts, &choice);
 }
 
 Status workspace_bytes(const plan::Problem& problem, std::size_t* bytes) {

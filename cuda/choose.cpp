@@ -18,9 +18,7 @@ namespace {
 
 /// What a thread block of the sm_90 kernel may take: all that compute capability 9.0 has.
 constexpr std::int32_t kSm90SharedBytes = 227 << 10;
-constexpr std::int64_t kElementBytes = 2;
-/// TMA takes strides in [0, 2^40) bytes.
-constexpr std::int64_t kTmaStrides = (std::int64_t{1} << 40) / kElementBytes;
+constexpr std::int64_t kTmaStrideBytes = std::int64_t{1} << 40;
 
 struct TileShape {
   AttentionKernel kernel;
@@ -75,32 +73,38 @@ bool is_beyond_tma(const TensorView& view, const char* name, KernelChoice* choic
     return static_cast<int>(std::ranges::find_if(strides, is_wrong) - strides);
   };
   constexpr int kNone = std::size(strides);
+  const std::int64_t bytes = element_bytes(tensor.dtype);
   if (!has_aligned_rows(tensor)) {
-    constexpr const char* kReader =
-        "rows that do not begin at multiples of 16 bytes are read by the mma.sync kernel";
-    const int axis = axis_where([](std::int64_t stride) { return stride % 8 != 0; });
+    constexpr const char* kRule = "TMA reads rows that begin at multiples of 16 bytes";
+    const int axis =
+        axis_where([&](std::int64_t stride) { return stride * bytes % kRowAlignment != 0; });
     if (axis != kNone) {
-      return say(choice, "%s has stride[%d] %" PRId64 ": %s", name, axis, strides[axis], kReader);
+      return say(choice, "%s has stride[%d] %" PRId64 ": %s", name, axis, strides[axis], kRule);
     }
-    const int offset = static_cast<int>(reinterpret_cast<std::uintptr_t>(tensor.data) % 16);
-    return say(choice, "%s begins %d bytes past a multiple of 16: %s", name, offset, kReader);
+    const int offset =
+        static_cast<int>(reinterpret_cast<std::uintptr_t>(tensor.data) % kRowAlignment);
+    return say(choice, "%s begins %d bytes past a multiple of 16: %s", name, offset, kRule);
   }
   if (tensor.stride_token == 0 && view.shape[2] > 1) {
-    return say(choice, "%s has stride[2] 0: one row for all tokens is read by the mma.sync kernel",
-               name);
+    return say(choice, "%s has stride[2] 0: TMA does not read one row for all tokens", name);
   }
-  const int axis =
-      axis_where([](std::int64_t stride) { return stride < 0 || stride >= kTmaStrides; });
+  const int axis = axis_where(
+      [&](std::int64_t stride) { return stride < 0 || stride >= kTmaStrideBytes / bytes; });
   if (axis == kNone) return false;
-  return say(choice,
-             "%s has stride[%d] %" PRId64
-             ": strides outside of [0, 2^40) bytes are followed by the mma.sync kernel",
-             name, axis, strides[axis]);
+  return say(choice, "%s has stride[%d] %" PRId64 ": TMA follows strides in [0, 2^40) bytes", name,
+             axis, strides[axis]);
 }
 
-bool is_beyond_tma(const AttentionArgs& args, KernelChoice* choice) {
+bool is_beyond_tma(const plan::Problem& problem, KernelChoice* choice) {
+  const AttentionArgs& args = problem.args;
+  // Rows of gathered keys lie side by side.
+  const std::int64_t head_dim = args.q.shape[3];
+  if (head_dim * element_bytes(args.q.dtype) % kRowAlignment != 0) {
+    return say(choice, "q has head_dim %" PRId64 ": TMA reads rows of a multiple of 16 bytes",
+               head_dim);
+  }
   return is_beyond_tma(args.q, "q", choice) || is_beyond_tma(args.k, "k", choice) ||
-         is_beyond_tma(args.v, "v", choice);
+         (problem.needs_values && is_beyond_tma(args.v, "v", choice));
 }
 
 }  // namespace
@@ -133,7 +137,7 @@ bool can_overlap_kernels(const DeviceFacts& facts) {
 
 KernelChoice choose_kernel(const plan::Problem& problem, const DeviceFacts& facts) {
   KernelChoice choice{};
-  const bool is_sm80 = lacks_sm90(facts, &choice) || is_beyond_tma(problem.args, &choice);
+  const bool is_sm80 = lacks_sm90(facts, &choice) || is_beyond_tma(problem, &choice);
   if (!is_sm80) {
     say(&choice,
         "device of compute capability 9.0, and every row of q, k and v begins at a "

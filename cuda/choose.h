@@ -40,8 +40,9 @@ struct KernelChoice {
   char reason[256];           ///< a sentence: what decided
 };
 
-/// The kernel that attends `problem`, whose dtype has 2 bytes, on such a device. Reads pointers and
-/// strides of q, k and v, no memory; null counts as aligned.
+/// The kernel that attends `problem`, whose dtype is not float32, on such a device: float8 can be
+/// attended by that of sm_90 alone. Reads pointers and strides of q, k and v, no memory; null
+/// counts as aligned.
 KernelChoice choose_kernel(const plan::Problem& problem, const DeviceFacts& facts);
 
 }  // namespace minference::cuda

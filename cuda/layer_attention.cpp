@@ -59,6 +59,7 @@ LayerAttention::LayerAttention(const plan::Problem& problem, const Slots& slots,
   params_.lse = args.lse;
   std::copy(args.lse_stride, args.lse_stride + 3, params_.lse_stride);
   params_.scale_log2 = problem.scale_log2;
+  params_.scales = head_scales(args);
   params_.is_aligned =
       has_aligned_rows(params_.q) && has_aligned_rows(params_.k) && has_aligned_rows(params_.v);
   params_.is_out_aligned = has_aligned_rows(params_.out);

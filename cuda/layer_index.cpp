@@ -11,7 +11,6 @@
 namespace minference::cuda {
 namespace {
 
-constexpr std::size_t kElementBytes = 2;  // bfloat16 or float16
 constexpr std::int64_t kMinStrip = 512;   // less, and a strip's statistics outweigh its scores
 constexpr std::int64_t kMaxStrip = 2048;  // more, and a million tokens fill the machine unevenly
 constexpr std::int64_t kStripsAimed = 128;
@@ -33,7 +32,11 @@ Rows packed(std::int32_t divisor, std::int32_t slack, std::int32_t multiple) {
 
 Tensor device_tensor(const TensorView& view) {
   const auto stride = [&](int axis) { return view.shape[axis] > 1 ? view.stride[axis] : 0; };
-  return {view.data, stride(0), stride(1), stride(2)};
+  return {view.data, stride(0), stride(1), stride(2), view.dtype};
+}
+
+HeadScales head_scales(const AttentionArgs& args) {
+  return {args.q_scale, args.k_scale, args.v_scale};
 }
 
 LayerIndex::LayerIndex(const plan::Problem& problem, void* workspace)
@@ -100,7 +103,7 @@ void LayerIndex::measure() {
   call.num_heads_kv = static_cast<std::int32_t>(problem_.num_heads_kv());
   call.heads_per_kv = static_cast<std::int32_t>(problem_.heads_per_kv());
   call.head_dim = problem_.head_dim();
-  call.is_bfloat16 = problem_.args.q.dtype == DType::kBFloat16;
+  call.dtype = problem_.args.q.dtype;
   call.may_fall_back = problem_.dense_fallback && problem_.mode == SlashMode::kCover;
   call.mode = problem_.mode;
   if (has_estimates_ && problem_.estimate_every > 0 && problem_.estimate_every < problem_.seq_q()) {
@@ -160,7 +163,8 @@ void LayerIndex::take_memory(plan::Arena* arena) {
     plan.slash_bits = arena->take<std::uint32_t>(heads * plan.bit_words.total);
     plan.vertical_bits = arena->take<std::uint32_t>(heads * plan.bit_words.total);
     if (problem_.needs_values) {
-      const std::size_t bytes = kElementBytes * heads * plan.vertical_rows.total * head_dim;
+      const std::size_t bytes =
+          element_bytes(plan_.call.dtype) * heads * plan.vertical_rows.total * head_dim;
       plan.gathered_k = arena->take_bytes(bytes);
       plan.gathered_v = arena->take_bytes(bytes);
     }
@@ -191,6 +195,7 @@ void LayerIndex::take_memory(plan::Arena* arena) {
   estimate_.q = device_tensor(problem_.args.q);
   estimate_.k = device_tensor(problem_.args.k);
   estimate_.scale_log2 = problem_.scale_log2;
+  estimate_.scales = head_scales(problem_.args);
   estimate_.is_aligned = has_aligned_rows(estimate_.q) && has_aligned_rows(estimate_.k);
   estimate_.scores = scores;
   tiles_.block_idx = problem_.block_idx;

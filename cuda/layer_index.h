@@ -24,6 +24,7 @@ inline constexpr std::size_t kAlignment = 256;  ///< of everything in a workspac
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 Tensor device_tensor(const TensorView& view);
+HeadScales head_scales(const AttentionArgs& args);
 
 class LayerIndex {
  public:

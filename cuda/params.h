@@ -57,19 +57,41 @@ struct Sequence {
   std::int32_t chunk_kv_len;  ///< keys up to the chunk's last query
 };
 
-/// [batch, heads, tokens, head_dim], fp16 or bf16, innermost contiguous.
+inline constexpr int kRowAlignment = 16;  ///< bytes: of vectors, and of what TMA can address
+
+/// float32 is refused.
+constexpr int element_bytes(DType dtype) { return dtype == DType::kFloat8E4M3 ? 1 : 2; }
+
+/// [batch, heads, tokens, head_dim], fp16, bf16 or e4m3, innermost contiguous.
 struct Tensor {
   void* data;
   std::int64_t stride_batch;  ///< elements, as all strides; 0 along an axis of length 1
   std::int64_t stride_head;
   std::int64_t stride_token;
+  DType dtype;
 };
 
 /// Whether every row begins at a multiple of 16 bytes.
 inline bool has_aligned_rows(const Tensor& tensor) {
-  return reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 &&
-         (tensor.stride_batch | tensor.stride_head | tensor.stride_token) % 8 == 0;
+  const std::int64_t elements = kRowAlignment / element_bytes(tensor.dtype);
+  return reinterpret_cast<std::uintptr_t>(tensor.data) % kRowAlignment == 0 &&
+         tensor.stride_batch % elements == 0 && tensor.stride_head % elements == 0 &&
+         tensor.stride_token % elements == 0;
 }
+
+/// Float8 as half as many elements of two bytes, for who does not tell them apart.
+inline Tensor in_two_bytes(Tensor tensor) {
+  if (tensor.dtype != DType::kFloat8E4M3) return tensor;
+  return {tensor.data, tensor.stride_batch / 2, tensor.stride_head / 2, tensor.stride_token / 2,
+          DType::kFloat16};
+}
+
+/// What a head's float8 values are multiplied by; null: 1. All null with other dtypes.
+struct HeadScales {
+  const float* q;  ///< [num_heads_q]
+  const float* k;  ///< [num_heads_kv]
+  const float* v;  ///< [num_heads_kv]
+};
 
 /// The patterns of all heads, by value: a kernel argument outlives the call, host memory may not.
 struct Patterns {
@@ -84,7 +106,7 @@ struct Call {
   std::int32_t num_heads_kv;
   std::int32_t heads_per_kv;
   std::int32_t head_dim;
-  bool is_bfloat16;    ///< else fp16
+  DType dtype;         ///< of q, k and v
   bool may_fall_back;  ///< dense_fallback, and mode kCover
   bool may_overlap;    ///< kernels may start while those before them end
   SlashMode mode;
@@ -113,7 +135,8 @@ struct EstimateParams {
   Tensor q;
   Tensor k;
   float scale_log2;  ///< softmax_scale * log2(e)
-  bool is_aligned;   ///< every row of q and k begins at a multiple of 16 bytes
+  HeadScales scales;
+  bool is_aligned;  ///< every row of q and k begins at a multiple of 16 bytes
   Scores scores;
   /// [num_heads_q, strips.total, 64]: shifts near a strip's maxima (in log2 units, at most 8 below
   /// score * scale_log2) and sums of exp2(score * scale_log2 - shift), per estimating row
@@ -209,12 +232,13 @@ struct AttentionFwdParams {
   Tensor q, k, v;
   LayerPlan plan;
   ColumnLists columns;
-  Tensor out;
+  Tensor out;                  ///< of q's dtype, of float8 bf16
   float* lse;                  ///< null: not wanted
   std::int64_t lse_stride[3];  ///< batch, heads, tokens
   float scale_log2;            ///< softmax_scale * log2(e)
-  bool is_aligned;             ///< rows of q, k and v begin at multiples of 16 bytes
-  bool is_out_aligned;         ///< rows of out do
+  HeadScales scales;
+  bool is_aligned;      ///< rows of q, k and v begin at multiples of 16 bytes
+  bool is_out_aligned;  ///< rows of out do
   PartialResults partial;
 };
 

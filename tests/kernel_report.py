@@ -93,6 +93,9 @@ class Source:
     ptx_version: str  # one per release of nvcc: 9.0 is CUDA 13.0
 
 
+DTYPES = ("fp32", "bf16", "fp16", "e4m3")  # by the value of DType
+
+
 def demangle(names: list[str]) -> list[str]:
     """`scan<float, 64>` for `void minference::cuda::(anonymous namespace)::scan<...>(Params)`."""
     told = subprocess.run(
@@ -101,6 +104,7 @@ def demangle(names: list[str]) -> list[str]:
     # A template's name has its return type.
     text = re.sub(r"^void |minference::cuda::|\(anonymous namespace\)::", "", told, flags=re.M)
     text = re.sub(r"(?:\w+::)?\w+Config<([^<>]*)>", r"\1", text)
+    text = re.sub(r"\(minference::DType\)(\d)", lambda match: DTYPES[int(match[1])], text)
     return [re.sub(r"\((?:bool|int|\w+::\w+)\)|\(.*\)$|\s", "", line) for line in text.splitlines()]
 
 

@@ -93,14 +93,17 @@ def sm90_complaints(kernel: Kernel) -> list[str]:
 
 def steps_of_stage(name: str) -> dict[str, int]:
     """Products of 64 rows and a stage: Q K^T, both in shared memory, and P V, P in registers."""
-    match = re.fullmatch(r"sm90::attention_fwd<(true|false),(\d+)>", name)
+    match = re.fullmatch(r"sm90::attention_fwd<(bf16|fp16|e4m3),(\d+)>", name)
     if match is None:
         return {}
-    types, dims = "bf16.bf16" if match[1] == "true" else "f16.f16", int(match[2])
+    dtype, dims = match[1], int(match[2])
+    # V is float16 where q and K are float8, of which a product takes twice as many dimensions.
+    scores, step = {"bf16": ("bf16", 16), "fp16": ("f16", 16), "e4m3": ("e4m3", 32)}[dtype]
+    values = "bf16" if dtype == "bf16" else "f16"
     keys = 128 if dims <= 128 else 64
     return {
-        f"shared m64n{keys}k16.f32.{types}": dims // 16,
-        f"registers m64n{dims}k16.f32.{types}": keys // 16,
+        f"shared m64n{keys}k{step}.f32.{scores}.{scores}": dims // step,
+        f"registers m64n{dims}k16.f32.{values}.{values}": keys // 16,
     }
 
 
@@ -312,7 +315,7 @@ SM90_CODE = Code(
     {"shared m64n128k16.f32.f16.f16": 12, "registers m64n96k16.f32.f16.f16": 16},
     ["dec", "inc"],
 )
-SM90_KERNEL = Kernel("sm90::attention_fwd<false,96>", "90a", Resources(168, 0, 0, 0), SM90_CODE)
+SM90_KERNEL = Kernel("sm90::attention_fwd<fp16,96>", "90a", Resources(168, 0, 0, 0), SM90_CODE)
 
 
 def source_of(kernel: Kernel, *complaints: str) -> Source:
@@ -428,9 +431,9 @@ def test_names_are_short() -> None:
     mangled = [
         "_ZN10minference4cuda39_GLOBAL__N__4dc8e91d_7_scan_cu_fac02efa4scanENS0_10ScanParamsE",
         "_ZN10minference4cuda11scan_kernelIfLb1ELi64EEEvPKT_PS2_",
-        "_ZN10minference4cuda4sm9013attention_fwdINS1_15AttentionConfigILb1ELi128EEEEEvPv",
+        "_ZN10minference4cuda4sm9013attention_fwdINS1_15AttentionConfigILNS_5DTypeE3ELi128EEEEEvPv",
     ]
-    short = ["scan", "scan_kernel<float,true,64>", "sm90::attention_fwd<true,128>"]
+    short = ["scan", "scan_kernel<float,true,64>", "sm90::attention_fwd<e4m3,128>"]
     assert demangle(mangled) == short
 
 
@@ -537,12 +540,16 @@ def test_kernels_of_sm90_have_all_registers() -> None:
 
 
 def test_products_are_those_of_the_head_dimension() -> None:
-    assert steps_of_stage("sm90::attention_fwd<true,128>") == {
+    assert steps_of_stage("sm90::attention_fwd<bf16,128>") == {
         "shared m64n128k16.f32.bf16.bf16": 8,
         "registers m64n128k16.f32.bf16.bf16": 8,
     }
-    assert steps_of_stage("sm90::attention_fwd<false,256>") == {
+    assert steps_of_stage("sm90::attention_fwd<fp16,256>") == {
         "shared m64n64k16.f32.f16.f16": 16,
         "registers m64n256k16.f32.f16.f16": 4,
+    }
+    assert steps_of_stage("sm90::attention_fwd<e4m3,64>") == {
+        "shared m64n128k32.f32.e4m3.e4m3": 2,
+        "registers m64n64k16.f32.f16.f16": 8,
     }
     assert steps_of_stage("sm80::attention_fwd<true,128>") == {}

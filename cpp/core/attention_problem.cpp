@@ -25,6 +25,8 @@ const char* dtype_name(DType dtype) {
       return "bfloat16";
     case DType::kFloat16:
       return "float16";
+    case DType::kFloat8E4M3:
+      return "float8_e4m3fn";
   }
   return "an unknown dtype";
 }
@@ -43,9 +45,9 @@ Status check_tensor(const TensorView& view, const char* name) {
                 "%s has stride %" PRId64 " on its last axis; it must be contiguous (stride 1)",
                 name, view.stride[3]);
   }
-  if (view.dtype < DType::kFloat32 || view.dtype > DType::kFloat16) {
+  if (view.dtype < DType::kFloat32 || view.dtype > DType::kFloat8E4M3) {
     return fail(Status::kInvalidArgument,
-                "%s has dtype %d; it must be float32, bfloat16 or float16", name,
+                "%s has dtype %d; it must be float32, bfloat16, float16 or float8_e4m3fn", name,
                 static_cast<int>(view.dtype));
   }
   return Status::kOk;
@@ -62,6 +64,14 @@ Status check_dtype(const TensorView& view, const char* name, const TensorView& q
   if (view.dtype == q.dtype) return Status::kOk;
   return fail(Status::kInvalidArgument, "%s has dtype %s; it must be %s as q", name,
               dtype_name(view.dtype), dtype_name(q.dtype));
+}
+
+/// Of float8 inputs the output is bfloat16, else of their type.
+Status check_out_dtype(const TensorView& out, const TensorView& q) {
+  if (q.dtype != DType::kFloat8E4M3) return check_dtype(out, "out", q);
+  if (out.dtype == DType::kBFloat16) return Status::kOk;
+  return fail(Status::kInvalidArgument, "out has dtype %s; it must be bfloat16 for %s q",
+              dtype_name(out.dtype), dtype_name(q.dtype));
 }
 
 /// k, or v, which must have k's shape.
@@ -98,12 +108,28 @@ Status check_shapes(const AttentionArgs& args, Use use) {
   if (status == Status::kOk) status = check_equal(args.v.shape[1], "v", "heads", k.shape[1], "k");
   if (status == Status::kOk) status = check_equal(args.v.shape[2], "v", "tokens", k.shape[2], "k");
   if (status == Status::kOk) status = check_tensor(args.out, "out");
-  if (status == Status::kOk) status = check_dtype(args.out, "out", q);
+  if (status == Status::kOk) status = check_out_dtype(args.out, q);
   static constexpr const char* kAxes[] = {"batch", "heads", "tokens", "head_dim"};
   for (int axis = 0; axis < 4 && status == Status::kOk; ++axis) {
     status = check_equal(args.out.shape[axis], "out", kAxes[axis], q.shape[axis], "q");
   }
   return status;
+}
+
+Status check_scales(const AttentionArgs& args, Use use) {
+  const struct {
+    const float* scale;
+    const char* name;
+  } scales[] = {{args.q_scale, "q_scale"},
+                {args.k_scale, "k_scale"},
+                {use.values ? args.v_scale : nullptr, "v_scale"}};
+  for (const auto& given : scales) {
+    if (given.scale == nullptr || args.q.dtype == DType::kFloat8E4M3) continue;
+    return fail(Status::kInvalidArgument,
+                "%s is given and q has dtype %s; scales are for float8_e4m3fn", given.name,
+                dtype_name(args.q.dtype));
+  }
+  return Status::kOk;
 }
 
 /// Whether the host can read lengths and lists. Kernels ignore entries out of range.
@@ -397,6 +423,7 @@ Status prepare(const AttentionArgs& args, Use use, Call* call) {
   }
   problem.needs_values = use.values;
   status = check_shapes(copy, use);
+  if (status == Status::kOk) status = check_scales(copy, use);
   if (status == Status::kOk && !call->is_cuda()) status = choose(copy.q.dtype, &call->cpu_kernel);
   if (status == Status::kOk) status = check_sequences(copy);
   if (status == Status::kOk) status = check_options(problem);

@@ -21,6 +21,13 @@ const char* forced_kernel() {
   return forced != nullptr && forced[0] != '\0' ? forced : nullptr;
 }
 
+/// `subject`: what has the dtype, for the sentence. A kernel set has the dtypes up to kFloat16.
+Status check_dtype(DType dtype, const char* subject) {
+  if (dtype <= DType::kFloat16) return Status::kOk;
+  return fail(Status::kUnsupported,
+              "%s float8_e4m3fn; the CPU backend supports float32, bfloat16 and float16", subject);
+}
+
 /// "amx_bf16, avx512_bf16, ..." of all sets of this build.
 void list_names(char* text, std::size_t size) {
   text[0] = '\0';
@@ -71,7 +78,8 @@ Status describe_kernel_set(KernelInfo* info) {
 
 Status choose(DType dtype, const cpu::AttentionKernel** kernel) {
   const cpu::KernelSet* set = nullptr;
-  const Status status = choose_kernel_set(&set);
+  Status status = check_dtype(dtype, "q has dtype");
+  if (status == Status::kOk) status = choose_kernel_set(&set);
   if (status == Status::kOk) *kernel = set->kernels[static_cast<int>(dtype)];
   return status;
 }
@@ -96,13 +104,14 @@ Status cpu_kernel_info(std::int32_t index, const char** name, std::int32_t* supp
 }
 
 Status cpu_kernel_for(DType dtype, const char** name) {
-  if (dtype < DType::kFloat32 || dtype > DType::kFloat16) {
+  if (dtype < DType::kFloat32 || dtype > DType::kFloat8E4M3) {
     return core::fail(Status::kInvalidArgument, "dtype is %d; it must be a value of DType",
                       static_cast<int>(dtype));
   }
   if (name == nullptr) return core::fail(Status::kInvalidArgument, "name is null");
   const cpu::KernelSet* set = nullptr;
-  const Status status = core::choose_kernel_set(&set);
+  Status status = core::check_dtype(dtype, "dtype is");
+  if (status == Status::kOk) status = core::choose_kernel_set(&set);
   if (status == Status::kOk) *name = set->name;
   return status;
 }

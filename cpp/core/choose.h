@@ -13,7 +13,7 @@ Status choose_kernel_set(const cpu::KernelSet** set);
 /// What attention_kernel() says of it.
 Status describe_kernel_set(KernelInfo* info);
 
-/// The CPU kernel for `dtype`.
+/// The CPU kernel for q of `dtype`; kUnsupported for float8.
 Status choose(DType dtype, const cpu::AttentionKernel** kernel);
 
 }  // namespace minference::core

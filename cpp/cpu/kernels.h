@@ -127,11 +127,11 @@ inline std::size_t packed_v_bytes(std::int64_t num_keys, int head_dim) {
          kPackPitch * sizeof(std::uint16_t);
 }
 
-/// A named set of kernels, one per dtype, and whether this machine runs it.
+/// A named set of kernels, one per dtype of the CPU, and whether this machine runs it.
 struct KernelSet {
   const char* name;
   bool (*is_supported)();
-  const AttentionKernel* const* kernels;  ///< in the order of DType
+  const AttentionKernel* const* kernels;  ///< in the order of DType, up to kFloat16
 };
 
 /// Best first.

@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 cudaError_t launch_combine(const AttentionFwdParams& params, cudaStream_t stream) {
-  return launch(params.call.is_bfloat16 ? combine<true> : combine<false>,
+  return launch(params.out.dtype == DType::kBFloat16 ? combine<true> : combine<false>,
                 dim3(static_cast<unsigned>(params.partial.num_items), params.call.num_heads_q),
                 kThreads, 0, stream, params);
 }

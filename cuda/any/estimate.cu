@@ -7,19 +7,30 @@
 namespace minference::cuda {
 namespace {
 
-template <bool kIsBfloat16>
+template <DType kDType>
 cudaError_t launch_padded(EstimatePass pass, const EstimateParams& params, cudaStream_t stream) {
   const int head_dim = params.call.head_dim;
-  if (head_dim <= 64) return launch_estimate<kIsBfloat16, 64>(pass, params, stream);
-  if (head_dim <= 96) return launch_estimate<kIsBfloat16, 96>(pass, params, stream);
-  if (head_dim <= 128) return launch_estimate<kIsBfloat16, 128>(pass, params, stream);
-  if (head_dim <= kMaxHeadDim) return launch_estimate<kIsBfloat16, 256>(pass, params, stream);
+  if (head_dim <= 64) return launch_estimate<kDType, 64>(pass, params, stream);
+  if constexpr (kDType != DType::kFloat8E4M3) {
+    if (head_dim <= 96) return launch_estimate<kDType, 96>(pass, params, stream);
+  }
+  if (head_dim <= 128) return launch_estimate<kDType, 128>(pass, params, stream);
+  if (head_dim <= kMaxHeadDim) return launch_estimate<kDType, 256>(pass, params, stream);
   return cudaErrorInvalidValue;
 }
 
 cudaError_t launch_pass(EstimatePass pass, const EstimateParams& params, cudaStream_t stream) {
-  return params.call.is_bfloat16 ? launch_padded<true>(pass, params, stream)
-                                 : launch_padded<false>(pass, params, stream);
+  switch (params.call.dtype) {
+    case DType::kBFloat16:
+      return launch_padded<DType::kBFloat16>(pass, params, stream);
+    case DType::kFloat16:
+      return launch_padded<DType::kFloat16>(pass, params, stream);
+    case DType::kFloat8E4M3:
+      return launch_padded<DType::kFloat8E4M3>(pass, params, stream);
+    case DType::kFloat32:
+      break;
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace

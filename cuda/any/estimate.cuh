@@ -24,6 +24,8 @@
 #include "any/estimate.h"
 #include "any/estimate_passes.cuh"
 #include "device/dependent_launch.cuh"
+#include "device/element.cuh"
+#include "device/head_scales.cuh"
 #include "device/launch.cuh"
 #include "device/sequence.cuh"
 
@@ -34,18 +36,24 @@ inline constexpr int kStripsOfBlock = 2;
 inline constexpr int kThreadsOfHead = kStripsOfBlock * 32;
 inline constexpr int kMaxThreads = kMaxGroup * kThreadsOfHead;
 
-template <bool kIsBfloat16, int kHeadDim>
+/// Float8 becomes float16, which holds every float8, on its way from shared memory to registers.
+/// Until then two count as one element.
+template <DType kDType, int kHeadDim>
 struct EstimateConfig {
-  using Element = std::conditional_t<kIsBfloat16, cute::bfloat16_t, cute::half_t>;
-  static constexpr int kSlotDims = kHeadDim < 128 ? kHeadDim : 128;  // head dimensions of a slot
-  static constexpr int kParts = kHeadDim / kSlotDims;                // slots of a row
+  static constexpr bool kIsFloat8 = kDType == DType::kFloat8E4M3;
+  static constexpr int kFloat8OfElement = kIsFloat8 ? 2 : 1;
+  using Element = std::conditional_t<kDType == DType::kBFloat16, cute::bfloat16_t, cute::half_t>;
+  static constexpr int kParts = kHeadDim <= 128 ? 1 : kHeadDim / 128;  // slots of a row
+  static constexpr int kSlotDims =
+      kHeadDim / kParts / kFloat8OfElement;  // elements of a slot's row
   static constexpr bool kQueryInRegisters = kParts == 1;
   static constexpr int kStages = kQueryInRegisters ? 3 : 2;
   /// Q's slots follow the ring. On the way to registers they take its last stage as well, which is
   /// first filled when all warps have read theirs.
   static constexpr int kFirstQuerySlot = kQueryInRegisters ? kStages - 1 : kStages;
 
-  using Atom = std::conditional_t<kIsBfloat16, cute::MMA_Atom<cute::SM80_16x8x16_F32BF16BF16F32_TN>,
+  using Atom = std::conditional_t<kDType == DType::kBFloat16,
+                                  cute::MMA_Atom<cute::SM80_16x8x16_F32BF16BF16F32_TN>,
                                   cute::MMA_Atom<cute::SM80_16x8x16_F32F16F16F32_TN>>;
   using Mma = cute::TiledMMA<Atom, cute::Layout<cute::Shape<cute::_1, cute::_1, cute::_1>>,
                              cute::Tile<cute::_16, cute::_16, cute::_16>>;
@@ -161,9 +169,35 @@ __device__ void copy_to_slot(const typename Config::Element* rows, std::int64_t 
   }
 }
 
+/// An operand's registers, as ldmatrix brings 32 float8 of each row, to those of two products of 16
+/// dimensions each. Which of the 32 go where does not matter as long as both operands agree: a
+/// product sums over them.
+template <class Narrow, class First, class Second>
+__device__ void widen(const Narrow& narrow, First&& first, Second&& second) {
+  const auto from = cute::recast<std::uint32_t>(narrow);  // (registers, rows)
+  auto wide_first = cute::recast<std::uint32_t>(first);
+  auto wide_second = cute::recast<std::uint32_t>(second);
+  constexpr int kHalf = cute::size<0>(from) / 2;
+#pragma unroll
+  for (int row = 0; row < cute::size<1>(from); ++row) {
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const uint2 pairs_of_first = float8_to_float16(from(i, row));
+      const uint2 pairs_of_second = float8_to_float16(from(kHalf + i, row));
+      wide_first(i, row) = pairs_of_first.x;
+      wide_first(kHalf + i, row) = pairs_of_first.y;
+      wide_second(i, row) = pairs_of_second.x;
+      wide_second(kHalf + i, row) = pairs_of_second.y;
+    }
+  }
+}
+
 template <class Config, class Pass>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     estimate(const __grid_constant__ EstimateParams params) {
+#if __CUDA_ARCH__ < 900
+  if constexpr (Config::kIsFloat8) return;  // which is refused on these devices
+#endif
   begin_kernel();
   using namespace cute;
   using Element = typename Config::Element;
@@ -202,7 +236,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           static_cast<int>(head * strips.total + first_row(strips, index, sequence.kv_begin) +
                            segment * kStripsOfBlock + side),
       .num_keys = keys_until(sequence.kv_len),
-      .num_tiles = is_needed ? (keys_until(sequence.chunk_kv_len) + kTileKeys - 1) / kTileKeys : 0};
+      .num_tiles = is_needed ? (keys_until(sequence.chunk_kv_len) + kTileKeys - 1) / kTileKeys : 0,
+      .scale_log2 = !Config::kIsFloat8 || !is_needed
+                        ? params.scale_log2
+                        : params.scale_log2 * score_scale(params.scales, head, blockIdx.y)};
 
   // Q and the first steps of K set out; more follow in the loop.
   const auto slot = [&](int i) { return shared.slots + i * Config::kSlotElements; };
@@ -266,8 +303,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   };
   auto tSrQ = thread_mma.partition_fragment_B(query_tensor(0));  // (MMA, 8, slot dims / 16)
   auto tSrQ_copy = thread_copy_q.retile_D(tSrQ);
+  // Of float8: the same in float16.
+  auto tSrQ_wide = make_tensor<Element>(
+      make_shape(shape<0>(tSrQ), shape<1>(tSrQ), Int<2 * decltype(size<2>(tSrQ))::value>{}));
+  const auto widen_queries = [&](auto k) {
+    widen(tSrQ(_, _, k), tSrQ_wide(_, _, Int<2 * k>{}), tSrQ_wide(_, _, Int<2 * k + 1>{}));
+  };
   if (Config::kQueryInRegisters && warp.num_tiles > 0) {
     copy(copy_q, thread_copy_q.partition_S(query_tensor(0)), tSrQ_copy);
+    if constexpr (Config::kIsFloat8) {
+      for_each(make_int_sequence<size<2>(tSrQ)>{}, widen_queries);
+    }
   }
   auto tSrS = partition_fragment_C(mma, Shape<Int<kTileKeys>, Int<kRowBlock>>{});  // (4, 2, 8)
   const auto score = [&](int a, int n, int c) -> float& { return tSrS(c + a % 2 * 2, a / 2, n); };
@@ -283,8 +329,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       copy(copy_k, tSsK(_, _, k), tSrK_copy(_, _, k));
       if constexpr (!Config::kQueryInRegisters) {
         copy(copy_q, tSsQ(_, _, k), tSrQ_copy(_, _, k));
+        if constexpr (Config::kIsFloat8) widen_queries(k);
       }
-      gemm(mma, tSrK(_, _, k), tSrQ(_, _, k), tSrS);
+      if constexpr (Config::kIsFloat8) {
+        auto first = make_fragment_like(tSrK(_, _, k));
+        auto second = make_fragment_like(first);
+        widen(tSrK(_, _, k), first, second);
+        gemm(mma, first, tSrQ_wide(_, _, Int<2 * k>{}), tSrS);
+        gemm(mma, second, tSrQ_wide(_, _, Int<2 * k + 1>{}), tSrS);
+      } else {
+        gemm(mma, tSrK(_, _, k), tSrQ(_, _, k), tSrS);
+      }
     });
   };
   const auto arrive = [&] {
@@ -319,10 +374,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if (warp.num_tiles > 0) pass.finish();
 }
 
-template <bool kIsBfloat16, int kHeadDim>
-cudaError_t launch_estimate(EstimatePass pass, const EstimateParams& params, cudaStream_t stream) {
-  using Config = EstimateConfig<kIsBfloat16, kHeadDim>;
-  const Call& call = params.call;
+template <DType kDType, int kHeadDim>
+cudaError_t launch_estimate(EstimatePass pass, const EstimateParams& of_any, cudaStream_t stream) {
+  using Config = EstimateConfig<kDType, kHeadDim>;
+  EstimateParams params = of_any;
+  Call& call = params.call;
+  call.head_dim /= Config::kFloat8OfElement;
+  params.q = in_two_bytes(params.q);
+  params.k = in_two_bytes(params.k);
   std::int32_t shared_bytes = 0;
   const cudaError_t error = max_shared_bytes(&shared_bytes);
   if (error != cudaSuccess) return error;

@@ -11,7 +11,7 @@ namespace minference::cuda {
 enum class EstimatePass { kRowStats, kLineSums };
 
 /// `kHeadDim`: call.head_dim padded up.
-template <bool kIsBfloat16, int kHeadDim>
+template <DType kDType, int kHeadDim>
 cudaError_t launch_estimate(EstimatePass pass, const EstimateParams& params, cudaStream_t stream);
 
 }  // namespace minference::cuda

@@ -22,9 +22,10 @@ inline constexpr int kRowOctets = kRowBlock / 8;
 struct WarpStrip {
   const EstimateParams& params;
   int lane;
-  int strip_index;  ///< head * strips.total + strip; a strip takes over 2 KB, so 32 bits suffice
-  int num_keys;     ///< of the strip, up to kv_len; of which the chunk may attend fewer
-  int num_tiles;    ///< 0: nothing to do
+  int strip_index;   ///< head * strips.total + strip; a strip takes over 2 KB, so 32 bits suffice
+  int num_keys;      ///< of the strip, up to kv_len; of which the chunk may attend fewer
+  int num_tiles;     ///< 0: nothing to do
+  float scale_log2;  ///< of scores
 
   __device__ int group() const { return lane / 4; }
   __device__ int pair() const { return lane % 4 * 2; }  ///< first row slot of an octet
@@ -62,7 +63,7 @@ class RowStats {
   /// score(key of lane, row octet, c) of the tile.
   template <class Score>
   __device__ void add_tile(int /*tile*/, const Score& score) {
-    const float scale = warp_.params.scale_log2;
+    const float scale = warp_.scale_log2;
     const float2* const shifts = reinterpret_cast<const float2*>(shifts_ + warp_.pair());
     float excess = -FLT_MAX;
 #pragma unroll
@@ -118,7 +119,7 @@ class RowStats {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float* const shift = shifts_ + n * 8 + warp_.pair() + c;
-        float top = largest(score, n, c) * warp_.params.scale_log2;
+        float top = largest(score, n, c) * warp_.scale_log2;
         for (int offset = 4; offset < 32; offset *= 2) {
           top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
         }
@@ -147,7 +148,7 @@ class LineSums {
 
   template <class Score>
   __device__ void add_tile(int tile, const Score& score) {
-    const float scale = warp_.params.scale_log2;
+    const float scale = warp_.scale_log2;
     const float4* const row_stats = reinterpret_cast<const float4*>(row_stats_ + warp_.pair() * 2);
     float columns[kKeysOfLane] = {};
 #pragma unroll

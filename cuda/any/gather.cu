@@ -104,8 +104,12 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t launch_gather(const GatherParams& params, cudaStream_t stream) {
-  const Call& call = params.call;
+cudaError_t launch_gather(const GatherParams& of_any, cudaStream_t stream) {
+  GatherParams params = of_any;
+  Call& call = params.call;
+  call.head_dim = call.head_dim * element_bytes(call.dtype) / 2;
+  params.k = in_two_bytes(params.k);
+  params.v = in_two_bytes(params.v);
   const std::int64_t items =
       num_items(params.plan.vertical_rows, call.sequences.count, kRowsPerBlock);
   const bool copies_values = params.v.data != nullptr && params.plan.gathered_v != nullptr;

@@ -5,8 +5,10 @@
 // chunk's first query, key blocks from the sequence's first key. Sums have a fixed order.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "any/launch.h"
 #include "device/dependent_launch.cuh"
@@ -30,19 +32,22 @@ struct PoolTask {
 };
 static_assert(sizeof(PoolTask) <= 4096, "limit of kernel arguments");
 
+template <class Element>
+using BitsOf = std::conditional_t<sizeof(Element) == 1, std::uint8_t, std::uint16_t>;
+
 /// Adds 8 elements of type Element.
 template <class Element>
 __device__ void add_vector(const uint4& vector, float (&sums)[kVectorDims]) {
   Element elements[kVectorDims];
-  memcpy(elements, &vector, sizeof(vector));
+  memcpy(elements, &vector, sizeof(elements));
 #pragma unroll
   for (int i = 0; i < kVectorDims; ++i) sums[i] += static_cast<float>(elements[i]);
 }
 
 /// Mean of `num_rows` rows, 1 to 64, by all threads of the block. mean: [head_dim]
 template <class Element, bool kIsAligned>
-__device__ void mean_of_rows(const std::uint16_t* rows, std::int64_t stride, std::int32_t num_rows,
-                             std::int32_t head_dim, float* mean) {
+__device__ void mean_of_rows(const BitsOf<Element>* rows, std::int64_t stride,
+                             std::int32_t num_rows, std::int32_t head_dim, float* mean) {
   // Thread t owns 8 columns and every num_groups-th row; the groups' sums are added in order.
   // Its sums lie in two halves of 4, apart by half the banks: no two lanes meet in one.
   __shared__ alignas(16) float partial[2][kThreads * kVectorDims / 2 + 16];
@@ -102,9 +107,9 @@ __global__ void __launch_bounds__(kThreads) pool_rows(const __grid_constant__ Po
   const auto begin = static_cast<std::int32_t>(block_begin);
   const Tensor& tensor = is_key ? params.k : params.q;
   mean_of_rows<Element, kIsAligned>(
-      row_of(tensor, sequence.batch, head, first + row_begin + begin), tensor.stride_token,
-      num_rows - begin < kRowBlock ? num_rows - begin : kRowBlock, call.head_dim,
-      (is_key ? pooled.k : pooled.q) + block * call.head_dim);
+      row_of<BitsOf<Element>>(tensor, sequence.batch, head, first + row_begin + begin),
+      tensor.stride_token, num_rows - begin < kRowBlock ? num_rows - begin : kRowBlock,
+      call.head_dim, (is_key ? pooled.k : pooled.q) + block * call.head_dim);
 }
 
 }  // namespace
@@ -126,7 +131,8 @@ cudaError_t launch_pool(const PoolParams& params, cudaStream_t stream) {
   }
   const bool is_aligned = has_aligned_rows(params.q) && has_aligned_rows(params.k);
   const auto kernel =
-      call.is_bfloat16
+      call.dtype == DType::kFloat8E4M3 ? pool_rows<__nv_fp8_e4m3, true>  // refused if not aligned
+      : call.dtype == DType::kBFloat16
           ? (is_aligned ? pool_rows<__nv_bfloat16, true> : pool_rows<__nv_bfloat16, false>)
           : (is_aligned ? pool_rows<__half, true> : pool_rows<__half, false>);
   const dim3 grid(static_cast<unsigned>(items), task.query_heads.count + task.kv_heads.count);

@@ -9,11 +9,20 @@ namespace minference::cuda {
 
 inline constexpr int kVectorDims = 8;  // elements; head_dim is a multiple
 
-/// First element of the row; all 16-bit types alike.
-__device__ inline std::uint16_t* row_of(const Tensor& tensor, std::int32_t batch, std::int32_t head,
-                                        std::int32_t token) {
-  return static_cast<std::uint16_t*>(tensor.data) + batch * tensor.stride_batch +
+/// First element of the row, as bits.
+template <class Element = std::uint16_t>
+__device__ inline Element* row_of(const Tensor& tensor, std::int32_t batch, std::int32_t head,
+                                  std::int32_t token) {
+  return static_cast<Element*>(tensor.data) + batch * tensor.stride_batch +
          head * tensor.stride_head + token * tensor.stride_token;
+}
+
+/// Eight float8, in x and y.
+template <bool kIsAligned>
+__device__ inline uint4 load_vector(const std::uint8_t* from) {
+  static_assert(kIsAligned);
+  const uint2 values = __ldg(reinterpret_cast<const uint2*>(from));
+  return {values.x, values.y, 0, 0};
 }
 
 template <bool kIsAligned>

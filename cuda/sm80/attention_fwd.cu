@@ -26,7 +26,7 @@ cudaError_t run_instance(std::int32_t head_dim, bool is_bfloat16, const Run& run
 }  // namespace
 
 cudaError_t launch_attention_fwd(const AttentionFwdParams& params, cudaStream_t stream) {
-  return run_instance(params.call.head_dim, params.call.is_bfloat16,
+  return run_instance(params.call.head_dim, params.call.dtype == DType::kBFloat16,
                       [&](auto instance) { return instance.launch(params, stream); });
 }
 

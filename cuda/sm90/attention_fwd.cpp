@@ -7,15 +7,17 @@
 namespace minference::cuda::sm90 {
 namespace {
 
-template <bool kIsBfloat16>
+template <DType kDType>
 cudaError_t launch_padded(const AttentionFwdParams& params, std::int32_t num_blocks,
                           cudaStream_t stream) {
   const std::int32_t head_dim = params.call.head_dim;
-  if (head_dim <= 64) return AttentionFwd<kIsBfloat16, 64>::launch(params, num_blocks, stream);
-  if (head_dim <= 96) return AttentionFwd<kIsBfloat16, 96>::launch(params, num_blocks, stream);
-  if (head_dim <= 128) return AttentionFwd<kIsBfloat16, 128>::launch(params, num_blocks, stream);
+  if (head_dim <= 64) return AttentionFwd<kDType, 64>::launch(params, num_blocks, stream);
+  if constexpr (kDType != DType::kFloat8E4M3) {  // 96 bytes are no row that copies can swizzle
+    if (head_dim <= 96) return AttentionFwd<kDType, 96>::launch(params, num_blocks, stream);
+  }
+  if (head_dim <= 128) return AttentionFwd<kDType, 128>::launch(params, num_blocks, stream);
   if (head_dim <= kMaxHeadDim) {
-    return AttentionFwd<kIsBfloat16, 256>::launch(params, num_blocks, stream);
+    return AttentionFwd<kDType, 256>::launch(params, num_blocks, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -26,8 +28,17 @@ bool is_built() { return true; }
 
 cudaError_t launch_attention_fwd(const AttentionFwdParams& params, std::int32_t num_blocks,
                                  cudaStream_t stream) {
-  return params.call.is_bfloat16 ? launch_padded<true>(params, num_blocks, stream)
-                                 : launch_padded<false>(params, num_blocks, stream);
+  switch (params.call.dtype) {
+    case DType::kBFloat16:
+      return launch_padded<DType::kBFloat16>(params, num_blocks, stream);
+    case DType::kFloat16:
+      return launch_padded<DType::kFloat16>(params, num_blocks, stream);
+    case DType::kFloat8E4M3:
+      return launch_padded<DType::kFloat8E4M3>(params, num_blocks, stream);
+    case DType::kFloat32:
+      break;
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace minference::cuda::sm90

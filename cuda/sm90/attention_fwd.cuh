@@ -7,6 +7,7 @@
 //   load warp         load_warp.cuh        stages -> q, K and V in shared memory
 //   mask warp         mask_warp.cuh        stages with masks: who attends which column
 //   value warp        value_warp.cuh       stages with masks: values that are not finite
+//                     float8_value_warp.cuh  of float8 all stages: values to float16
 //   math warpgroups   math_warpgroup.cuh   scores, softmax, outputs; a row block of 64 rows each
 //
 // Barriers. Rings have a full and an empty one per slot:
@@ -21,6 +22,7 @@
 //   masks_made       mask warp     with k                                only of stages with masks
 //   values_finite    value warp    with v                                only of stages with masks
 //   infinities       value warp    a thread of the warpgroup             full with values_finite
+//   float8_v         load warp     value warp                            float8, which fills v
 //
 //   named barrier    of                          orders
 //   kTurn            warpgroup, from the other   whose products start next
@@ -32,6 +34,7 @@
 #include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "sm90/attention_fwd.h"
+#include "sm90/float8_value_warp.cuh"
 #include "sm90/load_warp.cuh"
 #include "sm90/mask_warp.cuh"
 #include "sm90/math_warpgroup.cuh"
@@ -40,8 +43,8 @@
 
 namespace minference::cuda::sm90 {
 
-template <class Storage>
-__device__ inline void init_barriers(Storage& shared) {
+template <class Config>
+__device__ inline void init_barriers(typename Config::SharedStorage& shared) {
   constexpr unsigned kMathWarps = kTaskBlocks * kWarpsOfGroup;
   constexpr unsigned kReaders = 3;  // load, mask and value warp
   const auto init = [](auto& barriers, unsigned arrivals) {
@@ -52,13 +55,17 @@ __device__ inline void init_barriers(Storage& shared) {
   init(shared.full_k, 1);
   init(shared.empty_k, kMathWarps + 1);
   init(shared.full_v, 1);
-  init(shared.empty_v, kMathWarps + 1);
+  init(shared.empty_v, Config::kIsFloat8 ? kMathWarps : kMathWarps + 1);
   init(shared.masks_made, 1);
   init(shared.values_finite, 1);
   init(shared.full_planned, 1);
   init(shared.empty_planned, kReaders);
   init(shared.empty_infinities, 1);
   init(shared.empty_context, kReaders + kTaskBlocks);
+  if constexpr (Config::kIsFloat8) {
+    init(shared.full_float8_v, 1);
+    init(shared.empty_float8_v, 1);
+  }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
@@ -72,7 +79,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const int warpgroup = warp / kWarpsOfGroup;
   if (threadIdx.x == 0) {
     LoadWarp<Config>::prefetch(params);
-    init_barriers(shared);
+    init_barriers<Config>(shared);
   }
   __syncthreads();
   wait_for_previous_kernel();
@@ -85,6 +92,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       let_next_kernel_start();
     } else if (warp == kMaskWarp) {
       MaskWarp<Config>(shared).run();
+    } else if constexpr (Config::kIsFloat8) {
+      Float8ValueWarp<Config>(params, shared).run();
     } else {
       ValueWarp<Config>(params, shared).run();
     }
@@ -94,16 +103,15 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   }
 }
 
-template <bool kIsBfloat16, int kHeadDim>
-cudaError_t AttentionFwd<kIsBfloat16, kHeadDim>::launch(const AttentionFwdParams& common,
-                                                        std::int32_t num_blocks,
-                                                        cudaStream_t stream) {
-  using Config = AttentionConfig<kIsBfloat16, kHeadDim>;
+template <DType kDType, int kHeadDim>
+cudaError_t AttentionFwd<kDType, kHeadDim>::launch(const AttentionFwdParams& common,
+                                                   std::int32_t num_blocks, cudaStream_t stream) {
+  using Config = AttentionConfig<kDType, kHeadDim>;
   const std::int64_t tasks = num_tasks(common);
   if (tasks == 0) return cudaSuccess;  // tensors without elements need not exist
   AttentionParams params;
-  constexpr Boxes kBoxes = {.head_dim = Config::QueryTile::kAtomDims,
-                            .query_rows = Config::kRows,
+  constexpr Boxes kBoxes = {.row_bytes = Config::KeyTile::kRowBytes,
+                            .out_row_bytes = Config::OutTile::kRowBytes,
                             .stage_keys = Config::kKeys};
   const cudaError_t error = make_params(common, kBoxes, &params);
   if (error != cudaSuccess) return error;

@@ -11,17 +11,17 @@
 namespace minference::cuda::sm90 {
 
 /// `kHeadDim`: call.head_dim padded up.
-template <bool kIsBfloat16, int kHeadDim>
+template <DType kDType, int kHeadDim>
 struct AttentionFwd {
   static cudaError_t launch(const AttentionFwdParams& common, std::int32_t num_blocks,
                             cudaStream_t stream);
 };
 
-/// What copies move at once.
+/// What copies move at once: rows of a row block (q, out), a piece or a stage (K, V).
 struct Boxes {
-  std::int32_t head_dim;    ///< 64 or 32 elements
-  std::int32_t query_rows;  ///< of a task
-  std::int32_t stage_keys;  ///< of a stage
+  std::int32_t row_bytes;      ///< of q, K and V: 128 or 64
+  std::int32_t out_row_bytes;  ///< of out
+  std::int32_t stage_keys;
 };
 
 /// Parameters of the kernel: the tensors' maps, as the driver encodes them.

@@ -9,8 +9,8 @@
 
 namespace minference::cuda::sm90 {
 
-/// Boxes of a tensor [batch, heads, tokens, head_dim] that one copy moves: 64 (or 32) dimensions
-/// times some tokens, zeros where the tensor ends.
+/// Boxes of a tensor [batch, heads, tokens, head_dim] that one copy moves: 128 (or 64) bytes of
+/// some tokens, zeros where the tensor ends.
 struct TensorMap {
   CUtensorMap map;
   /// 0 along an axis that is the same everywhere (a stride of 0), else 1: what to multiply a

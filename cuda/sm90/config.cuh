@@ -61,18 +61,30 @@ struct TaskContext {
   PieceRows rows;
   std::int32_t head_kv;
   bool has_infinities[kTaskBlocks];
+  // Of float8 alone.
+  float scale_log2;   ///< with the scales of q and k
+  float value_scale;  ///< of v
 };
 
 /// 128 query rows, a row block for each of two warpgroups, by 128 keys (64 with head dimension 256:
 /// accumulators of the output take half of the registers).
-template <bool kIsBfloat16_, int kHeadDim_>
+///
+/// Of float8, q and K are multiplied as such. V becomes float16, which holds every float8, before
+/// it is multiplied: accumulators of float8 products keep some 14 bits, which is enough for the sum
+/// over a head's dimensions, not for one over a million keys.
+template <DType kDType_, int kHeadDim_>
 struct AttentionConfig {
-  static constexpr bool kIsBfloat16 = kIsBfloat16_;
+  static constexpr DType kDType = kDType_;
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr int kRows = kTaskRows;
+  static constexpr bool kIsFloat8 = kDType == DType::kFloat8E4M3;
+  static constexpr int kElementBytes = kIsFloat8 ? 1 : 2;  // of q, K and V
+  /// What V, and with it P, is multiplied as; else float16.
+  static constexpr bool kIsValueBfloat16 = kDType == DType::kBFloat16;
+  static constexpr bool kIsOutBfloat16 = kDType != DType::kFloat16;
   static constexpr int kPieces = kHeadDim <= 128 ? 4 : 2;  // of a stage
   static constexpr int kKeys = kPieces * plan::kChunk;
   static constexpr int kStages = kHeadDim <= 64 ? 4 : kHeadDim <= 96 ? 3 : 2;
+  static constexpr int kFloat8Stages = 2;                      // of V as it comes
   static constexpr int kQueryTiles = kHeadDim <= 128 ? 2 : 1;  // the next task's is loaded ahead
   static constexpr int kPlanned = 6;                           // stages that are planned ahead
   static constexpr int kContexts = 4;
@@ -85,9 +97,13 @@ struct AttentionConfig {
 
   using StageRing = TwoRounds<kStages>;
 
-  using QueryTile = MatrixTile<kRows, kHeadDim>;
-  using KeyTile = MatrixTile<kKeys, kHeadDim>;
-  static constexpr unsigned kQueryBytes = 2 * QueryTile::kElements;
+  /// Two float8 count as one element of the tiles of q and K.
+  static constexpr int kTileDims = kHeadDim * kElementBytes / 2;
+  using QueryTile = MatrixTile<kRowBlock, kTileDims>;
+  using KeyTile = MatrixTile<kKeys, kTileDims>;
+  using ValueTile = MatrixTile<kKeys, kHeadDim>;
+  using OutTile = MatrixTile<kRowBlock, kHeadDim>;
+  static constexpr unsigned kQueryBytes = kTaskBlocks * 2 * QueryTile::kElements;
   static constexpr unsigned kKeyBytes = 2 * KeyTile::kElements;
 
   struct PlannedStage {
@@ -106,10 +122,17 @@ struct AttentionConfig {
     std::uint32_t minus[2];
   };
 
-  struct SharedStorage {
-    alignas(1024) std::uint16_t q[kQueryTiles][QueryTile::kElements];  // later out
+  /// V as it comes. Filled by the load warp, emptied by the value warp.
+  struct Float8Values {
+    alignas(1024) std::uint16_t float8_v[kFloat8Stages][KeyTile::kElements];
+    Barrier full_float8_v[kFloat8Stages], empty_float8_v[kFloat8Stages];
+  };
+  struct NoFloat8Values {};
+
+  struct SharedStorage : std::conditional_t<kIsFloat8, Float8Values, NoFloat8Values> {
+    alignas(1024) std::uint16_t q[kQueryTiles][kTaskBlocks][OutTile::kElements];  // later out
     alignas(1024) std::uint16_t k[kStages][KeyTile::kElements];
-    alignas(1024) std::uint16_t v[kStages][KeyTile::kElements];
+    alignas(1024) std::uint16_t v[kStages][ValueTile::kElements];
     Masks masks[kStages];
     Infinities infinities[kTaskBlocks][kHeadDim];  // of a task that has some
     std::uint32_t flags[kStages];
@@ -117,11 +140,12 @@ struct AttentionConfig {
     TaskContext contexts[kContexts];
     PieceWalk<3, 32> walk;
     // Filled by the load warp, emptied by the warps that multiply, k by the mask warp and v by the
-    // value warp too.
+    // value warp too, which of float8 fills v.
     Barrier full_q[kQueryTiles], empty_q[kQueryTiles];
     Barrier full_k[kStages], empty_k[kStages];
     Barrier full_v[2 * kStages], empty_v[kStages];  // TwoRounds
     // Filled by the mask warp and the value warp, only of stages with masks; emptied with K and V.
+    // Of float8, v is full once its values are finite.
     Barrier masks_made[kStages], values_finite[kStages];
     // Filled by the plan warp; contexts are emptied by all others, planned stages by the other
     // warps of its warpgroup.

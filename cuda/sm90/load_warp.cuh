@@ -3,7 +3,7 @@
 //
 // Keys run ahead of values by a stage, as scores run ahead of outputs. A stage's slots are taken
 // again once both warpgroups have let go of them; for a warpgroup that does not need a stage this
-// warp lets go of the values.
+// warp lets go of the values. Of float8, values go to the value warp, which does that then.
 #pragma once
 
 #include <cute/arch/copy_sm90_desc.hpp>
@@ -70,9 +70,12 @@ class LoadWarp {
     const Sequence& sequence = context.sequence;
     const std::int32_t row =
         sequence.q_begin + sequence.row_begin + context.task.first_block * kRowBlock;
-    load_box<typename Config::QueryTile>(params_.q, shared_.q[slot], 0, shared_.full_q[slot], row,
-                                         context.task.head, sequence.batch,
-                                         cute::TMA::CacheHintSm90::EVICT_FIRST);
+#pragma unroll
+    for (int block = 0; block < kTaskBlocks; ++block) {
+      load_box<typename Config::QueryTile>(
+          params_.q, shared_.q[slot][block], 0, shared_.full_q[slot], row + block * kRowBlock,
+          context.task.head, sequence.batch, cute::TMA::CacheHintSm90::EVICT_FIRST);
+    }
     queries_.advance();
   }
 
@@ -84,22 +87,32 @@ class LoadWarp {
   }
 
   __device__ void load_values(const Stage& stage) {
-    const unsigned slot = values_.slot();
-    Barrier& full = shared_.full_v[values_.barrier()];
-    shared_.empty_v[slot].wait(values_.empty_parity());
+    if constexpr (Config::kIsFloat8) {
+      const unsigned slot = float8_values_.slot;
+      shared_.empty_float8_v[slot].wait(float8_values_.empty_parity());
+      load_values(stage, shared_.float8_v[slot], shared_.full_float8_v[slot]);
+      float8_values_.advance();
+    } else {
+      const unsigned slot = values_.slot();
+      shared_.empty_v[slot].wait(values_.empty_parity());
+      load_values(stage, shared_.v[slot], shared_.full_v[values_.barrier()]);
+#pragma unroll
+      for (int block = 0; block < kTaskBlocks; ++block) {
+        if (!stage.flags.is_needed(block)) shared_.empty_v[slot].arrive(kWarpsOfGroup);
+      }
+      values_.advance();
+    }
+    shared_.empty_planned[stage.planned].arrive();
+    if (stage.flags.is_last()) shared_.empty_context[stage.context].arrive();
+  }
+
+  __device__ void load_values(const Stage& stage, std::uint16_t* tile, Barrier& full) const {
     if (stage.flags.is_needed()) {
       full.arrive_and_expect(Config::kKeyBytes);
-      load(stage, params_.v, params_.gathered_v, shared_.v[slot], full);
+      load(stage, params_.v, params_.gathered_v, tile, full);
     } else {
       full.arrive();
     }
-#pragma unroll
-    for (int block = 0; block < kTaskBlocks; ++block) {
-      if (!stage.flags.is_needed(block)) shared_.empty_v[slot].arrive(kWarpsOfGroup);
-    }
-    values_.advance();
-    shared_.empty_planned[stage.planned].arrive();
-    if (stage.flags.is_last()) shared_.empty_context[stage.context].arrive();
   }
 
   /// Keys or values of a stage.
@@ -129,12 +142,13 @@ class LoadWarp {
   __device__ static void load_box(const TensorMap& from, std::uint16_t* tile, int tile_row,
                                   Barrier& barrier, std::int32_t row, std::int32_t head,
                                   std::int32_t batch, cute::TMA::CacheHintSm90 hint) {
+    constexpr int kBoxDims = Tile::kRowBytes / Config::kElementBytes;
 #pragma unroll
     for (int atom = 0; atom < Tile::kAtoms; ++atom) {
       char* const to =
           reinterpret_cast<char*>(tile) + atom * Tile::kAtomBytes + tile_row * Tile::kRowBytes;
       cute::SM90_TMA_LOAD_4D::copy(&from.map, barrier.word(), static_cast<std::uint64_t>(hint), to,
-                                   atom * Tile::kAtomDims, row, head * from.head_step,
+                                   atom * kBoxDims, row, head * from.head_step,
                                    batch * from.batch_step);
     }
   }
@@ -146,6 +160,7 @@ class LoadWarp {
   Ring<Config::kQueryTiles> queries_;
   Ring<Config::kStages> keys_;
   typename Config::StageRing values_;
+  Ring<Config::kFloat8Stages> float8_values_;
 };
 
 }  // namespace minference::cuda::sm90

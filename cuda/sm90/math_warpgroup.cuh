@@ -44,11 +44,9 @@ class MathWarpgroup {
   }
 
  private:
-  static constexpr bool kIsBfloat16 = Config::kIsBfloat16;
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kKeys = Config::kKeys;
-  using QueryTile = typename Config::QueryTile;
-  using KeyTile = typename Config::KeyTile;
+  using OutTile = typename Config::OutTile;
 
   /// What a stage of which values are still to be multiplied needs.
   struct Pending {
@@ -100,6 +98,14 @@ class MathWarpgroup {
     return flags->is_needed(block_);
   }
 
+  __device__ float scale_log2() const {
+    return Config::kIsFloat8 ? scale_log2_ : params_.common.scale_log2;
+  }
+  /// Of the task at context_.
+  __device__ float value_scale() const {
+    return Config::kIsFloat8 ? shared_.contexts[context_.slot].value_scale : 1.0f;
+  }
+
   /// Done with the keys and masks of a stage.
   __device__ void finish_keys(StageFlags flags) {
     arrive_as_warp(shared_.empty_k[keys_.slot()]);
@@ -109,6 +115,7 @@ class MathWarpgroup {
 
   __device__ __forceinline__ void attend(StageFlags flags) {
     shared_.full_q[queries_.slot].wait(queries_.parity);
+    if constexpr (Config::kIsFloat8) scale_log2_ = shared_.contexts[context_.slot].scale_log2;
     softmax_ = OnlineSoftmax<1>();
 #pragma unroll
     for (float& value : flat(out_)) value = 0;
@@ -140,10 +147,10 @@ class MathWarpgroup {
     cute::warpgroup_wait<0>();
     finish_scores(flags, columns);
     float factors[2];
-    if (softmax_.follow(scores_, params_.common.scale_log2, factors)) {
+    if (softmax_.follow(scores_, scale_log2(), factors)) {
       OnlineSoftmax<1>::rescale(out_, factors);
     }
-    softmax_.exponentiate(scores_, params_.common.scale_log2);
+    softmax_.exponentiate(scores_, scale_log2());
     make_weights();
     return pending;
   }
@@ -161,8 +168,8 @@ class MathWarpgroup {
     cute::warpgroup_wait<1>();
     finish_scores(flags, columns);
     float factors[2];
-    const bool is_raised = softmax_.follow(scores_, params_.common.scale_log2, factors);
-    softmax_.exponentiate(scores_, params_.common.scale_log2);
+    const bool is_raised = softmax_.follow(scores_, scale_log2(), factors);
+    softmax_.exponentiate(scores_, scale_log2());
     finish_outputs(*pending);
     if (is_raised) OnlineSoftmax<1>::rescale(out_, factors);
     make_weights();
@@ -178,13 +185,13 @@ class MathWarpgroup {
   }
 
   __device__ __forceinline__ void start_scores() {
-    using Instruction = typename Products<kIsBfloat16, kKeys>::OfRows;
-    const Operand<QueryTile, false> queries(shared_.q[queries_.slot], block_ * kRowBlock);
-    const Operand<KeyTile, false> keys(shared_.k[keys_.slot()]);
+    using Instruction = typename Products<Config::kDType, kKeys>::OfRows;
+    const Operand<typename Config::QueryTile, false> queries(shared_.q[queries_.slot][block_]);
+    const Operand<typename Config::KeyTile, false> keys(shared_.k[keys_.slot()]);
     fence(flat(scores_));
     cute::warpgroup_arrive();
 #pragma unroll
-    for (int step = 0; step < kHeadDim / kStepDims; ++step) {
+    for (int step = 0; step < Config::kTileDims / kStepDims; ++step) {
       multiply_rows<Instruction>(flat(scores_), queries.step(step), keys.step(step), step == 0,
                                  std::make_index_sequence<kKeys / 2>{});
     }
@@ -193,14 +200,16 @@ class MathWarpgroup {
 
   __device__ void wait_for_values(const Pending& pending) const {
     shared_.full_v[pending.at.barrier()].wait(pending.at.barrier_parity());
-    if (pending.is_masked) {
+    if (!Config::kIsFloat8 && pending.is_masked) {
       shared_.values_finite[pending.at.slot()].wait(pending.mask_parity);
     }
   }
 
   __device__ __forceinline__ void start_outputs(const Pending& pending) {
-    using Instruction = typename Products<kIsBfloat16, kHeadDim>::OfRegisters;
-    const Operand<KeyTile, true> values(shared_.v[pending.at.slot()]);
+    using Instruction =
+        typename Products<Config::kIsValueBfloat16 ? DType::kBFloat16 : DType::kFloat16,
+                          kHeadDim>::OfRegisters;
+    const Operand<typename Config::ValueTile, true> values(shared_.v[pending.at.slot()]);
     fence(flat(out_));
     cute::warpgroup_arrive();
 #pragma unroll
@@ -247,7 +256,7 @@ class MathWarpgroup {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* const pair = scores_[0][2 * step + i / 2] + i % 2 * 2;
-        weights_[step][i] = to_pair<kIsBfloat16>(pair[0], pair[1]);
+        weights_[step][i] = to_pair<Config::kIsValueBfloat16>(pair[0], pair[1]);
       }
     }
   }
@@ -308,20 +317,21 @@ class MathWarpgroup {
     for (int i = 0; i < 2; ++i) {
       const std::int32_t own = 16 * warp() + lane() / 4 + 8 * i;
       const float sum = softmax_.sum(i);
-      scales[i] = sum == 0 ? 0 : 1 / sum;
+      scales[i] = sum == 0 ? 0 : value_scale() / sum;
       float* const lse = lse_of(params_.common, batch, head, row + own);
       if (lse != nullptr && lane() % 4 == 0 && own < num_rows) {
         *lse = log_sum_exp(softmax_.shift(i), sum);
       }
     }
-    const MatrixAddress<QueryTile> to(cute::cast_smem_ptr_to_uint(shared_.q[queries_.slot]),
-                                      block_ * kRowBlock + 16 * warp() + lane() % 16, lane() / 16);
+    const MatrixAddress<OutTile> to(cute::cast_smem_ptr_to_uint(shared_.q[queries_.slot][block_]),
+                                    16 * warp() + lane() % 16, lane() / 16);
     cute::for_each(cute::make_int_sequence<kHeadDim / kStepDims>{}, [&](auto step) {
       std::uint32_t matrices[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* const pair = out_[0][2 * step + i / 2] + i % 2 * 2;
-        matrices[i] = to_pair<kIsBfloat16>(pair[0] * scales[i % 2], pair[1] * scales[i % 2]);
+        matrices[i] =
+            to_pair<Config::kIsOutBfloat16>(pair[0] * scales[i % 2], pair[1] * scales[i % 2]);
       }
       to.template store<step>(matrices);
     });
@@ -330,14 +340,13 @@ class MathWarpgroup {
   /// From the tile to out, whole row blocks by the copy engine.
   __device__ __forceinline__ void copy_out(std::int32_t batch, std::int32_t head, std::int32_t row,
                                            std::int32_t num_rows) const {
-    const char* const tile = reinterpret_cast<const char*>(shared_.q[queries_.slot]);
+    const char* const tile = reinterpret_cast<const char*>(shared_.q[queries_.slot][block_]);
     if (params_.has_out && num_rows >= kRowBlock) {
       if (!is_leader()) return;
 #pragma unroll
-      for (int atom = 0; atom < QueryTile::kAtoms; ++atom) {
-        const int offset = atom * QueryTile::kAtomBytes + block_ * kRowBlock * QueryTile::kRowBytes;
-        cute::SM90_TMA_STORE_4D::copy(&params_.out.map, tile + offset, atom * QueryTile::kAtomDims,
-                                      row, head, batch);
+      for (int atom = 0; atom < OutTile::kAtoms; ++atom) {
+        cute::SM90_TMA_STORE_4D::copy(&params_.out.map, tile + atom * OutTile::kAtomBytes,
+                                      atom * OutTile::kAtomDims, row, head, batch);
       }
       cute::tma_store_arrive();
       return;
@@ -349,8 +358,8 @@ class MathWarpgroup {
     for (int i = threadIdx.x % kWarpgroup; i < kRowBlock * kVectors; i += kWarpgroup) {
       const int own = i / kVectors, dim = i % kVectors * kVectorDims;
       if (own >= num_rows || dim >= params.call.head_dim) continue;
-      const uint4 vector = *reinterpret_cast<const uint4*>(
-          tile + QueryTile::offset(block_ * kRowBlock + own, i % kVectors));
+      const uint4 vector =
+          *reinterpret_cast<const uint4*>(tile + OutTile::offset(own, i % kVectors));
       store_vector(out + own * params.out.stride_token + dim, vector, params.is_out_aligned);
     }
     wait_for_group();
@@ -372,7 +381,8 @@ class MathWarpgroup {
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
         if (n * 8 >= head_dim) continue;
-        *reinterpret_cast<float2*>(out + n * 8) = {out_[0][n][2 * i], out_[0][n][2 * i + 1]};
+        *reinterpret_cast<float2*>(out + n * 8) = {out_[0][n][2 * i] * value_scale(),
+                                                   out_[0][n][2 * i + 1] * value_scale()};
       }
     }
   }
@@ -397,6 +407,7 @@ class MathWarpgroup {
   Ring<Config::kContexts> context_;
   unsigned mask_parities_ = 0;  // a bit per slot: of its next stage with masks
   unsigned stored_ = kNone;     // tile of q that out was written to
+  float scale_log2_ = 0;        // of float8
   OnlineSoftmax<1> softmax_;
   float scores_[1][kKeys / 8][4];
   float out_[1][kHeadDim / 8][4];

@@ -5,6 +5,7 @@
 // whether it has masks is told by its flags.
 #pragma once
 
+#include "device/head_scales.cuh"
 #include "device/out_rows.cuh"
 #include "sm90/attention_params.h"
 #include "sm90/config.cuh"
@@ -66,6 +67,11 @@ class StagePlanner {
       context.rows = shared_.walk.rows();
       for (bool& has : context.has_infinities) has = false;
       context.head_kv = task.head / params_.call.heads_per_kv;
+      if constexpr (Config::kIsFloat8) {
+        const HeadScales& scales = params_.scales;
+        context.scale_log2 = params_.scale_log2 * score_scale(scales, task.head, context.head_kv);
+        context.value_scale = scale_of(scales.v, context.head_kv);
+      }
     }
     first_flag_ = StageFlags::kFirst;
     first_row_ = sequence.kv_begin;

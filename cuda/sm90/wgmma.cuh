@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "device/matrix_tile.cuh"
+#include "minference/types.h"
 
 namespace minference::cuda::sm90 {
 
@@ -17,11 +18,9 @@ namespace minference::cuda::sm90 {
 template <class Tile, bool kIsTransposed>
 class Operand {
  public:
-  /// From row `row` of the tile on, a multiple of 8.
-  __device__ Operand(const std::uint16_t* tile, int row = 0) {
+  __device__ explicit Operand(const std::uint16_t* tile) {
     cute::GmmaDescriptor descriptor;
-    descriptor.bitfield.start_address_ =
-        (cute::cast_smem_ptr_to_uint(tile) + row * Tile::kRowBytes) / kUnit;
+    descriptor.bitfield.start_address_ = cute::cast_smem_ptr_to_uint(tile) / kUnit;
     descriptor.bitfield.leading_byte_offset_ = kIsTransposed ? Tile::kAtomBytes / kUnit : 1;
     descriptor.bitfield.stride_byte_offset_ = 8 * Tile::kRowBytes / kUnit;
     descriptor.bitfield.layout_type_ =
@@ -45,13 +44,13 @@ class Operand {
 };
 
 /// Instructions of 64 x kColumns x 16 with both operands in shared memory, and with the first one
-/// in registers and the second one transposed.
-template <bool kIsBfloat16, int kColumns>
+/// in registers and the second one transposed; of float8 64 x kColumns x 32, and the former only.
+template <DType kDType, int kColumns>
 struct Products;
 
-#define MINFERENCE_PRODUCTS(kIsBfloat16, kColumns, Types)                                      \
+#define MINFERENCE_PRODUCTS(kDType, kColumns, Types)                                           \
   template <>                                                                                  \
-  struct Products<kIsBfloat16, kColumns> {                                                     \
+  struct Products<DType::kDType, kColumns> {                                                   \
     using OfRows =                                                                             \
         cute::SM90::GMMA::MMA_64x##kColumns##x16_F32##Types##_SS<cute::SM90::GMMA::Major::K,   \
                                                                  cute::SM90::GMMA::Major::K>;  \
@@ -59,15 +58,24 @@ struct Products;
         cute::SM90::GMMA::MMA_64x##kColumns##x16_F32##Types##_RS<cute::SM90::GMMA::Major::K,   \
                                                                  cute::SM90::GMMA::Major::MN>; \
   }
-MINFERENCE_PRODUCTS(true, 64, BF16BF16);
-MINFERENCE_PRODUCTS(true, 96, BF16BF16);
-MINFERENCE_PRODUCTS(true, 128, BF16BF16);
-MINFERENCE_PRODUCTS(true, 256, BF16BF16);
-MINFERENCE_PRODUCTS(false, 64, F16F16);
-MINFERENCE_PRODUCTS(false, 96, F16F16);
-MINFERENCE_PRODUCTS(false, 128, F16F16);
-MINFERENCE_PRODUCTS(false, 256, F16F16);
+MINFERENCE_PRODUCTS(kBFloat16, 64, BF16BF16);
+MINFERENCE_PRODUCTS(kBFloat16, 96, BF16BF16);
+MINFERENCE_PRODUCTS(kBFloat16, 128, BF16BF16);
+MINFERENCE_PRODUCTS(kBFloat16, 256, BF16BF16);
+MINFERENCE_PRODUCTS(kFloat16, 64, F16F16);
+MINFERENCE_PRODUCTS(kFloat16, 96, F16F16);
+MINFERENCE_PRODUCTS(kFloat16, 128, F16F16);
+MINFERENCE_PRODUCTS(kFloat16, 256, F16F16);
 #undef MINFERENCE_PRODUCTS
+
+template <>
+struct Products<DType::kFloat8E4M3, 64> {
+  using OfRows = cute::SM90::GMMA::MMA_64x64x32_F32E4M3E4M3_SS_TN<>;
+};
+template <>
+struct Products<DType::kFloat8E4M3, 128> {
+  using OfRows = cute::SM90::GMMA::MMA_64x128x32_F32E4M3E4M3_SS_TN<>;
+};
 
 /// Accumulators of a thread, n-th to last of a 64 x 8 n tile, as the instruction counts them.
 template <int kColumns8>

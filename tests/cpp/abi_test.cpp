@@ -89,7 +89,8 @@ void test_older_clients() {
   const std::size_t sizes[] = {
       offsetof(AttentionArgs, lse),           offsetof(AttentionArgs, first_valid_key),
       offsetof(AttentionArgs, softmax_scale), offsetof(AttentionArgs, num_threads),
-      offsetof(AttentionArgs, parallel_for),  offsetof(AttentionArgs, reserved_multiprocessors)};
+      offsetof(AttentionArgs, parallel_for),  offsetof(AttentionArgs, reserved_multiprocessors),
+      offsetof(AttentionArgs, q_scale)};
   for (std::size_t size : sizes) {
     Fixture older;
     older.args.lse = nullptr;

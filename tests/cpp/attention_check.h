@@ -20,7 +20,7 @@ inline double rounding(DType dtype) {
 }
 
 /// Twice the error of an honest kernel: fp32 sums of scores, p rounded to dtype (independent
-/// errors, hence `spread`), out rounded once.
+/// errors, hence `spread`), out rounded once. `dtype`: of out, as wherever results are compared.
 inline double tolerance(const reference::Result& expected, std::size_t n, DType dtype) {
   const double unit = rounding(dtype);
   const double smallest = dtype == DType::kFloat16 ? 0x1p-24 : 0;
@@ -29,9 +29,11 @@ inline double tolerance(const reference::Result& expected, std::size_t n, DType 
 }
 
 /// lse: sums of exponentials in fp32. The bfloat16 kernels may take an exponential that is good to
-/// 8e-5, far below the rounding of p (2e-3).
+/// 8e-5, far below the rounding of p (2e-3). Scores of float8 are sums in accumulators that keep
+/// some 14 bits. `dtype`: of q.
 inline double lse_tolerance(double lse, DType dtype) {
-  return (dtype == DType::kBFloat16 ? 1e-4 : 2e-5) * std::max(1.0, std::abs(lse));
+  const double unit = dtype == DType::kFloat8E4M3 ? 5e-4 : dtype == DType::kBFloat16 ? 1e-4 : 2e-5;
+  return unit * std::max(1.0, std::abs(lse));
 }
 
 /// Scores closer than this, relative to the largest one, may be ranked either way.
@@ -59,7 +61,7 @@ inline void compare(const AttentionArgs& args, const HeapTensor& out,
         if (args.lse) {
           const std::int64_t* stride = args.lse_stride;
           const double found = args.lse[b * stride[0] + h * stride[1] + r * stride[2]];
-          CHECK(is_close(found, lse, lse_tolerance(lse, view.dtype)),
+          CHECK(is_close(found, lse, lse_tolerance(lse, args.q.dtype)),
                 "%s: lse[%d,%d,%d] is %g, expected %g", what.c_str(), int(b), int(h), int(r), found,
                 lse);
         }
@@ -85,13 +87,16 @@ inline void compare(const AttentionArgs& args, const HeapTensor& out,
   CHECK(untouched.is_poisoned(), "%s: memory between the rows of out was written", what.c_str());
 }
 
-/// Infinities and NaN in some values, NaN in the last key: only the last query may meet that one.
+/// Infinities and NaN in some values (float8 has NaN alone), NaN in the last key: only the last
+/// query may meet that one.
 inline void spoil_values(const HeapTensor& k, const HeapTensor& v) {
   const DType dtype = v.view.dtype;
   const auto store_bits = [&](void* element, std::uint32_t fp32_bits, std::uint16_t fp16_bits) {
     const std::uint16_t bits =
         dtype == DType::kFloat16 ? fp16_bits : static_cast<std::uint16_t>(fp32_bits >> 16);
-    if (dtype == DType::kFloat32) {
+    if (dtype == DType::kFloat8E4M3) {  // one bit pattern and its negative
+      *static_cast<std::uint8_t*>(element) = fp32_bits >> 31 ? 0xFF : 0x7F;
+    } else if (dtype == DType::kFloat32) {
       std::memcpy(element, &fp32_bits, sizeof fp32_bits);
     } else {
       std::memcpy(element, &bits, sizeof bits);

@@ -65,9 +65,16 @@ const BadArgument kBadArgs[] = {
      .spoil = [](Fixture& f) { f.args.out.data = nullptr; },
      .seen = Seen::kRun,
      .is_of_values = true},
-    {"dtype 3", {"dtype"}, [](Fixture& f) { f.set_dtype(out_of_range<DType>(3)); }},
+    {"dtype 4", {"dtype"}, [](Fixture& f) { f.set_dtype(out_of_range<DType>(4)); }},
     {"dtype -1", {"dtype"}, [](Fixture& f) { f.set_dtype(out_of_range<DType>(-1)); }},
     {"dtype of k", {"k"}, [](Fixture& f) { f.args.k.dtype = DType::kFloat16; }},
+    {"float8 k", {"k"}, [](Fixture& f) { f.args.k.dtype = DType::kFloat8E4M3; }},
+    {"float32 k of float8 q",
+     {"k"},
+     [](Fixture& f) {
+       f.set_float8();
+       f.args.k.dtype = DType::kFloat32;
+     }},
     {.what = "dtype of v",
      .names = {"v"},
      .spoil = [](Fixture& f) { f.args.v.dtype = DType::kBFloat16; },
@@ -75,6 +82,24 @@ const BadArgument kBadArgs[] = {
     {.what = "dtype of out",
      .names = {"out"},
      .spoil = [](Fixture& f) { f.args.out.dtype = DType::kFloat16; },
+     .is_of_values = true},
+    {.what = "float8 out",
+     .names = {"out"},
+     .spoil = [](Fixture& f) { f.set_dtype(DType::kFloat8E4M3); },
+     .is_of_values = true},
+    {.what = "float16 out of float8 q",
+     .names = {"out"},
+     .spoil =
+         [](Fixture& f) {
+           f.set_float8();
+           f.args.out.dtype = DType::kFloat16;
+         },
+     .is_of_values = true},
+    {"q_scale of float32 q", {"q_scale"}, [](Fixture& f) { f.args.q_scale = f.scales; }},
+    {"k_scale of float32 q", {"k_scale"}, [](Fixture& f) { f.args.k_scale = f.scales; }},
+    {.what = "v_scale of float32 q",
+     .names = {"v_scale"},
+     .spoil = [](Fixture& f) { f.args.v_scale = f.scales; },
      .is_of_values = true},
     {"head_dim 0", {"head_dim", "q"}, [](Fixture& f) { f.set_head_dim(0); }},
     {"head_dim 12", {"head_dim", "q"}, [](Fixture& f) { f.set_head_dim(12); }},
@@ -373,6 +398,41 @@ void test_bad_arguments() {
   }
 }
 
+/// No CPU kernel has it. What an op does not read is not refused.
+void test_float8() {
+  const BadArgument float8 = {.what = "float8 on the CPU",
+                              .names = {"float8_e4m3fn"},
+                              .spoil =
+                                  [](Fixture& f) {
+                                    f.set_float8();
+                                    f.args.q_scale = f.args.k_scale = f.args.v_scale = f.scales;
+                                  },
+                              .status = Status::kUnsupported};
+  for (const Op* op : kOps) {
+    test_bad_argument(*op, float8);
+    CHECK(std::string(last_error()) ==
+              "q has dtype float8_e4m3fn; the CPU backend supports float32, bfloat16 and float16",
+          "%s: %s", op->name, last_error());
+  }
+  for (const Op* op : {&kVsIndex, &kPlanStats}) {
+    Fixture f;
+    f.args.v_scale = f.scales;
+    CHECK(op->supports(f) == Status::kOk, "%s with v_scale: %s", op->name, last_error());
+  }
+  Fixture f;
+  f.args.k_scale = f.scales;
+  check_refusal(kDense.supports(f), {"k_scale", {"k_scale"}}, "dense_attention_supports");
+  CHECK(std::string(last_error()) ==
+            "k_scale is given and q has dtype float32; scales are for float8_e4m3fn",
+        "%s", last_error());
+  f.args.k_scale = nullptr;
+  f.set_dtype(DType::kFloat8E4M3);
+  check_refusal(kDense.supports(f), {"float8 out", {"out"}}, "dense_attention_supports");
+  CHECK(std::string(last_error()) ==
+            "out has dtype float8_e4m3fn; it must be bfloat16 for float8_e4m3fn q",
+        "%s", last_error());
+}
+
 /// Too little memory, none, and no place for the answer.
 void test_workspace() {
   for (const Op* op : kOps) {
@@ -406,6 +466,7 @@ int main() {
   using namespace minference;
   unsetenv("MINFERENCE_CPU_KERNEL");
   test::test_bad_arguments();
+  test::test_float8();
   test::test_workspace();
   return test::finish("bad_argument_test");
 }

@@ -140,6 +140,10 @@ void test_attention_kernel() {
   f.sparse.head_patterns = nullptr;
   check_refusal(attention_kernel(f.args, f.sparse, &info), {"no patterns", {"head_patterns"}},
                 "attention_kernel");
+  Fixture float8;
+  float8.set_float8();
+  check_refusal(attention_kernel(float8.args, float8.sparse, &info),
+                {"float8", {"float8_e4m3fn"}, Status::kUnsupported}, "attention_kernel");
   CHECK(info.name[0] == '\0' && info.reason[0] == '\0', "a refused call says %s: %s", info.name,
         info.reason);
 }
@@ -155,8 +159,13 @@ void test_kernels() {
                 "cpu_kernel_info");
   check_refusal(cpu_kernel_info(0, &name, nullptr), {"supported null", {"supported"}},
                 "cpu_kernel_info");
-  check_refusal(cpu_kernel_for(out_of_range<DType>(3), &name), {"dtype 3", {"dtype"}},
+  check_refusal(cpu_kernel_for(out_of_range<DType>(4), &name), {"dtype 4", {"dtype"}},
                 "cpu_kernel_for");
+  check_refusal(cpu_kernel_for(out_of_range<DType>(-1), &name), {"dtype -1", {"dtype"}},
+                "cpu_kernel_for");
+  check_refusal(cpu_kernel_for(DType::kFloat8E4M3, &name),
+                {"float8", {"float8_e4m3fn"}, Status::kUnsupported}, "cpu_kernel_for");
+  CHECK(name == nullptr, "a refused call names %s", name);
   check_refusal(cpu_kernel_for(DType::kFloat32, nullptr), {"name null", {"name"}},
                 "cpu_kernel_for");
 

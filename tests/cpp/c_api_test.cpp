@@ -152,6 +152,9 @@ void test_same_answers() {
   CHECK(minference_cpu_kernel_for(MINFERENCE_BFLOAT16, &c_name) == MINFERENCE_OK &&
             cpu_kernel_for(DType::kBFloat16, &name) == Status::kOk && is_same(c_name, name),
         "bfloat16: %s", c_name);
+  CHECK(minference_cpu_kernel_for(MINFERENCE_FLOAT8_E4M3, &c_name) == MINFERENCE_UNSUPPORTED &&
+            has_word(minference_last_error(), "float8_e4m3fn"),
+        "float8: %s", minference_last_error());
 
   const MinferenceHeadPattern c_pattern = {MINFERENCE_PATTERN_VERTICAL_SLASH, {1000, 6096, 0}};
   const HeadPattern pattern = {PatternKind::kVerticalSlash, {1000, 6096}};
@@ -213,10 +216,10 @@ void test_convert() {
 }
 
 /// Structs that end where an older header's did: AddressSanitizer sees a read past them.
-void test_older_client() {
+void test_older_client(std::size_t args_size) {
   const Fixture expected, f;
   run(kSparse, expected);
-  const HeapBytes args_bytes(offsetof(MinferenceAttentionArgs, parallel_for));
+  const HeapBytes args_bytes(args_size);
   const HeapBytes params_bytes(offsetof(MinferenceSparseAttentionParams, estimate_every));
   std::memcpy(args_bytes.data(), &f.args, args_bytes.size());
   std::memcpy(params_bytes.data(), &f.sparse, params_bytes.size());
@@ -231,7 +234,7 @@ void test_older_client() {
   status = minference_sparse_attention(args, params, workspace.data(), bytes);
   CHECK(status == MINFERENCE_OK, "%s", minference_last_error());
   CHECK(std::memcmp(f.out.bytes.data(), expected.out.bytes.data(), f.out.bytes.size()) == 0,
-        "an older client: other bits");
+        "AttentionArgs of %zu bytes: other bits", args_size);
 }
 
 void check_invalid(MinferenceStatus status, const char* name) {
@@ -295,6 +298,9 @@ void test_bad_calls() {
   Fixture no_size;
   no_size.args.struct_size = 0;
   check_invalid(minference_sparse_attention(c_args(no_size), sparse, memory, size), "struct_size");
+  Fixture scaled;
+  scaled.args.q_scale = scaled.scales;
+  check_invalid(minference_sparse_attention(c_args(scaled), sparse, memory, size), "q_scale");
   no_size.sparse.struct_size = no_size.vs_index.struct_size = 0;
   check_invalid(minference_sparse_attention(args, c_sparse(no_size), memory, size), "struct_size");
   check_invalid(minference_plan_stats(args, c_sparse(no_size), c_stats(f), memory, size),
@@ -318,7 +324,8 @@ int main() {
   test::test_same_results();
   test::test_same_answers();
   test::test_convert();
-  test::test_older_client();
+  test::test_older_client(offsetof(MinferenceAttentionArgs, parallel_for));
+  test::test_older_client(offsetof(MinferenceAttentionArgs, q_scale));
   test::test_bad_calls();
   return test::finish("c_api_test");
 }

@@ -45,10 +45,13 @@ enum class Layout {
   kSliced,     ///< rows of a wider tensor, and 1 element off any alignment
   kReversed,   ///< rows run backwards: a negative stride
   kOddStride,  ///< rows of odd strides: every second one off the alignment of a pair
+  kWide,       ///< rows of a wider tensor, at multiples of 16 elements
   kExpanded,   ///< all heads are one head: stride 0 (inputs only)
 };
 
-inline std::size_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+inline std::size_t element_bytes(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2;
+}
 
 class HeapTensor {
  public:
@@ -77,6 +80,11 @@ class HeapTensor {
         stride[2] = dim + 1;
         stride[1] = rows * stride[2] + 1;
         stride[0] = heads * stride[1] + 1;
+        break;
+      case Layout::kWide:
+        stride[2] = dim + 16;
+        stride[1] = rows * stride[2];
+        stride[0] = heads * stride[1];
         break;
       case Layout::kExpanded:
         stride[1] = 0;
@@ -114,11 +122,29 @@ class HeapTensor {
   HeapBytes bytes;
 };
 
-/// Rounds to nearest even.
+/// Bits of |value|, rounded to nearest even, in a format whose smallest normal number is
+/// 2^lowest_exponent.
+inline unsigned magnitude_bits(double value, int lowest_exponent, int mantissa_bits) {
+  const double magnitude = std::abs(value);
+  const int exponent =
+      magnitude < std::ldexp(1.0, lowest_exponent) ? lowest_exponent : std::ilogb(magnitude);
+  // In units of the last place: a normal number's first one adds 1 to the exponent.
+  const double units = std::nearbyint(std::ldexp(magnitude, mantissa_bits - exponent));
+  return ((exponent - lowest_exponent) << mantissa_bits) + static_cast<unsigned>(units);
+}
+
+/// Rounds to nearest even. float8 saturates, and NaN stays NaN; of float16 |value| < 65504.
 inline void store_element(void* element, DType dtype, double value) {
   if (dtype == DType::kFloat32) {
     const float single = static_cast<float>(value);
     std::memcpy(element, &single, sizeof single);
+    return;
+  }
+  if (dtype == DType::kFloat8E4M3) {
+    unsigned bits =
+        std::isnan(value) ? 0x7F : magnitude_bits(std::min(std::abs(value), 448.0), -6, 3);
+    if (value < 0) bits |= 0x80;
+    *static_cast<std::uint8_t*>(element) = static_cast<std::uint8_t>(bits);
     return;
   }
   std::uint16_t bits = 0;
@@ -128,11 +154,7 @@ inline void store_element(void* element, DType dtype, double value) {
     std::memcpy(&wide, &single, sizeof wide);
     bits = static_cast<std::uint16_t>((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16);
   } else {
-    // In units of the last place: 2^-24 below 2^-14, else 11 significant bits. |value| < 65504.
-    const double magnitude = std::abs(value);
-    const int exponent = magnitude < std::ldexp(1.0, -14) ? -14 : std::ilogb(magnitude);
-    const int units = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
-    bits = static_cast<std::uint16_t>(units < 1024 ? units : ((exponent + 14) << 10) + units);
+    bits = static_cast<std::uint16_t>(magnitude_bits(value, -14, 10));
     if (value < 0) bits |= 0x8000;
   }
   std::memcpy(element, &bits, sizeof bits);

@@ -62,6 +62,11 @@ struct Fixture {
   void set_dtype(DType dtype) {
     args.q.dtype = args.k.dtype = args.v.dtype = args.out.dtype = dtype;
   }
+  /// float8 inputs, whose output is bfloat16. For calls that are refused: memory stays as it is.
+  void set_float8() {
+    set_dtype(DType::kFloat8E4M3);
+    args.out.dtype = DType::kBFloat16;
+  }
   void set_heads_kv(std::int64_t num_heads) { args.k.shape[1] = args.v.shape[1] = num_heads; }
   /// Three sequences; the last lengths end at seq_q and seq_kv.
   void set_packed() {
@@ -90,6 +95,7 @@ struct Fixture {
   std::int64_t vertical_size[kHeads] = {30, 31, 40, 0}, slash_size[kHeads] = {50, 60, 0, 70};
   std::int32_t cu_q[4] = {0, 20, 50, 70}, cu_kv[4] = {0, 20, 60, 100};
   std::int32_t first_valid[2] = {0, 0};
+  float scales[kHeads] = {1, 2, 0.5, 3};
   HeapTensor q, k, v, out;
   HeapBytes lse;
   HeapIndex vertical_idx, slash_idx, block_idx, estimated_vertical, estimated_slash;

@@ -22,8 +22,24 @@ double half_to_double(std::uint16_t bits) {
   return sign ? -value : value;
 }
 
+double float8_to_double(std::uint8_t bits) {
+  const int exponent = (bits >> 3) & 15, mantissa = bits & 7;
+  double value;
+  if (exponent == 15 && mantissa == 7) {
+    value = std::numeric_limits<double>::quiet_NaN();  // there is no infinity
+  } else if (exponent == 0) {
+    value = std::ldexp(mantissa, -9);
+  } else {
+    value = std::ldexp(8 + mantissa, exponent - 10);
+  }
+  return bits & 0x80 ? -value : value;
+}
+
 double load_element(const void* data, DType dtype, std::int64_t offset) {
   if (dtype == DType::kFloat32) return static_cast<const float*>(data)[offset];
+  if (dtype == DType::kFloat8E4M3) {
+    return float8_to_double(static_cast<const std::uint8_t*>(data)[offset]);
+  }
   const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[offset];
   if (dtype == DType::kFloat16) return half_to_double(bits);
   const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
@@ -41,6 +57,14 @@ std::vector<double> load_row(const TensorView& view, std::int64_t batch, std::in
   for (std::int64_t d = 0; d < view.shape[3]; ++d) {
     values[d] = load_element(view.data, view.dtype, first + d);
   }
+  return values;
+}
+
+std::vector<double> load_scaled_row(const TensorView& view, const float* scales, std::int64_t batch,
+                                    std::int64_t head, std::int64_t row) {
+  std::vector<double> values = load_row(view, batch, head, row);
+  if (scales == nullptr) return values;
+  for (double& value : values) value *= scales[head];
   return values;
 }
 
@@ -87,12 +111,14 @@ Result attention(const AttentionArgs& args, const SparseAttentionParams& params)
       const std::vector<std::uint8_t> attended = mask(args, params, n, head, &result.margin);
       std::vector<std::vector<double>> keys, values;
       for (std::int64_t j = 0; j < sequence.kv_len; ++j) {
-        keys.push_back(load_row(args.k, sequence.batch, head / group, sequence.kv_begin + j));
-        values.push_back(load_row(args.v, sequence.batch, head / group, sequence.kv_begin + j));
+        const std::int64_t key = sequence.kv_begin + j;
+        keys.push_back(load_scaled_row(args.k, args.k_scale, sequence.batch, head / group, key));
+        values.push_back(load_scaled_row(args.v, args.v_scale, sequence.batch, head / group, key));
       }
       for (std::int64_t r = 0; r < sequence.q_len; ++r) {
         const std::int64_t row = sequence.q_begin + r;
-        const std::vector<double> query = load_row(args.q, sequence.batch, head, row);
+        const std::vector<double> query =
+            load_scaled_row(args.q, args.q_scale, sequence.batch, head, row);
         std::vector<std::int64_t> attended_keys;
         std::vector<double> scores;
         double max = -std::numeric_limits<double>::infinity();

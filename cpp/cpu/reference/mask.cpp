@@ -49,11 +49,11 @@ void mark_vertical_slash(const VsLists& lists, SlashMode mode, std::int64_t row_
 }
 
 /// Mean of rows [begin, end) of a head.
-std::vector<double> mean_row(const TensorView& view, std::int64_t batch, std::int64_t head,
-                             std::int64_t begin, std::int64_t end) {
+std::vector<double> mean_row(const TensorView& view, const float* scales, std::int64_t batch,
+                             std::int64_t head, std::int64_t begin, std::int64_t end) {
   std::vector<double> mean(view.shape[3], 0.0);
   for (std::int64_t row = begin; row < end; ++row) {
-    const std::vector<double> values = load_row(view, batch, head, row);
+    const std::vector<double> values = load_scaled_row(view, scales, batch, head, row);
     for (std::size_t d = 0; d < mean.size(); ++d) mean[d] += values[d];
   }
   for (double& value : mean) value /= static_cast<double>(end - begin);
@@ -66,12 +66,13 @@ std::vector<std::int32_t> best_blocks(const AttentionArgs& args, const Sequence&
                                       std::int64_t row_end, std::int64_t top_k, double* margin) {
   const std::int64_t kv_head = head / (args.q.shape[1] / args.k.shape[1]);
   const std::int64_t last_position = row_end - 1 + sequence.kv_len - sequence.q_len;
-  const std::vector<double> query = mean_row(
-      args.q, sequence.batch, head, sequence.q_begin + row_begin, sequence.q_begin + row_end);
+  const std::vector<double> query =
+      mean_row(args.q, args.q_scale, sequence.batch, head, sequence.q_begin + row_begin,
+               sequence.q_begin + row_end);
   std::vector<double> scores;
   for (std::int64_t begin = 0; begin <= last_position; begin += kBlock) {
     const std::int64_t end = std::min(begin + kBlock, sequence.kv_len);
-    const std::vector<double> key = mean_row(args.k, sequence.batch, kv_head,
+    const std::vector<double> key = mean_row(args.k, args.k_scale, sequence.batch, kv_head,
                                              sequence.kv_begin + begin, sequence.kv_begin + end);
     double score = 0;
     for (std::size_t d = 0; d < query.size(); ++d) score += query[d] * key[d];

@@ -29,6 +29,10 @@ std::vector<Sequence> sequences(const AttentionArgs& args);
 std::vector<double> load_row(const TensorView& view, std::int64_t batch, std::int64_t head,
                              std::int64_t row);
 
+/// The same times the scale of its head, as attention sees it. `scales` [heads], null: 1.
+std::vector<double> load_scaled_row(const TensorView& view, const float* scales, std::int64_t batch,
+                                    std::int64_t head, std::int64_t row);
+
 /// softmax_scale with its default.
 double softmax_scale(const AttentionArgs& args);
 

@@ -38,11 +38,13 @@ VsScores vs_scores(const AttentionArgs& args, const Sequence& sequence, std::int
   VsScores result = {std::vector<double>(kv_len, 0.0), std::vector<double>(kv_len, 0.0)};
   std::vector<std::vector<double>> keys;
   for (std::int64_t j = 0; j < kv_len; ++j) {
-    keys.push_back(load_row(args.k, sequence.batch, kv_head, sequence.kv_begin + j));
+    keys.push_back(
+        load_scaled_row(args.k, args.k_scale, sequence.batch, kv_head, sequence.kv_begin + j));
   }
   for (std::int64_t r = std::max<std::int64_t>(0, q_len - 64); r < q_len; ++r) {
     const std::int64_t i = r + kv_len - q_len;
-    const std::vector<double> query = load_row(args.q, sequence.batch, head, sequence.q_begin + r);
+    const std::vector<double> query =
+        load_scaled_row(args.q, args.q_scale, sequence.batch, head, sequence.q_begin + r);
     std::vector<double> scores(i + 1);
     for (std::int64_t j = 0; j <= i; ++j) {
       for (std::size_t d = 0; d < query.size(); ++d) scores[j] += query[d] * keys[j][d];

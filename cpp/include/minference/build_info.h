@@ -16,7 +16,7 @@ MINFERENCE_API Status cpu_kernel_info(std::int32_t index, const char** name,
 
 /// The CPU kernel that runs `dtype` on this machine, or the one that the environment variable
 /// MINFERENCE_CPU_KERNEL names. kInvalidArgument if that variable names no kernel, kUnsupported if
-/// this machine cannot run it.
+/// this machine cannot run it, and for float8, which the CPU does not compute.
 MINFERENCE_API Status cpu_kernel_for(DType dtype, const char** name);
 
 /// Whether this build holds CUDA kernels.

@@ -43,7 +43,12 @@ MINFERENCE_API const char* minference_status_string(MinferenceStatus status);
 MINFERENCE_API const char* minference_last_error(void);
 
 typedef int32_t MinferenceDType;
-enum { MINFERENCE_FLOAT32 = 0, MINFERENCE_BFLOAT16 = 1, MINFERENCE_FLOAT16 = 2 };
+enum {
+  MINFERENCE_FLOAT32 = 0,
+  MINFERENCE_BFLOAT16 = 1,
+  MINFERENCE_FLOAT16 = 2,
+  MINFERENCE_FLOAT8_E4M3 = 3
+};
 
 typedef int32_t MinferenceDevice;
 enum { MINFERENCE_CPU = 1, MINFERENCE_CUDA = 2 };
@@ -77,12 +82,13 @@ typedef struct MinferenceParallelFor {
 typedef struct MinferenceAttentionArgs {
   uint32_t struct_size;
   MinferenceDevice device;
-  MinferenceTensorView q;    ///< [batch, num_heads_q, seq_q, head_dim]; head_dim % 8 == 0, <= 256
-  MinferenceTensorView k;    ///< [batch, num_heads_kv, seq_kv, head_dim], dtype of q
-  MinferenceTensorView v;    ///< [batch, num_heads_kv, seq_kv, head_dim], dtype of q
-  MinferenceTensorView out;  ///< [batch, num_heads_q, seq_q, head_dim], dtype of q
-  float* lse;                ///< [batch, num_heads_q, seq_q], natural log; may be NULL
-  int64_t lse_stride[3];     ///< elements
+  MinferenceTensorView q;  ///< [batch, num_heads_q, seq_q, head_dim]; head_dim % 8 == 0, <= 256
+  MinferenceTensorView k;  ///< [batch, num_heads_kv, seq_kv, head_dim], dtype of q
+  MinferenceTensorView v;  ///< [batch, num_heads_kv, seq_kv, head_dim], dtype of q
+  /// [batch, num_heads_q, seq_q, head_dim], dtype of q, of float8 bfloat16
+  MinferenceTensorView out;
+  float* lse;                          ///< [batch, num_heads_q, seq_q], natural log; may be NULL
+  int64_t lse_stride[3];               ///< elements
   const int32_t* first_valid_key;      ///< [batch], left padding; NULL: 0
   const int32_t* cu_seqlens_q;         ///< [num_sequences + 1], packed sequences; NULL: one per row
   const int32_t* cu_seqlens_kv;        ///< [num_sequences + 1], given together with cu_seqlens_q
@@ -92,6 +98,9 @@ typedef struct MinferenceAttentionArgs {
   int32_t num_threads;                 ///< workers, at most 1024; 0: all cores
   MinferenceParallelFor parallel_for;  ///< run NULL: the library's own threads
   int32_t reserved_multiprocessors;    ///< that attention on sm_90 leaves free; 0: none
+  const float* q_scale;                ///< [num_heads_q], factors of float8 q; NULL: 1
+  const float* k_scale;                ///< [num_heads_kv], factors of float8 k; NULL: 1
+  const float* v_scale;                ///< [num_heads_kv], factors of float8 v; NULL: 1
 } MinferenceAttentionArgs;
 #define MINFERENCE_ATTENTION_ARGS_INIT \
   {sizeof(MinferenceAttentionArgs),    \
@@ -110,7 +119,10 @@ typedef struct MinferenceAttentionArgs {
    NULL,                               \
    0,                                  \
    MINFERENCE_PARALLEL_FOR_INIT,       \
-   0}
+   0,                                  \
+   NULL,                               \
+   NULL,                               \
+   NULL}
 
 // ---- build_info.h -------------------------------------------------------------------------------
 
@@ -208,7 +220,7 @@ typedef struct MinferencePlanStats {
   int64_t estimation_bytes;  ///< bytes of scratch of the estimation
 } MinferencePlanStats;
 
-/// `v`, `out` and `lse` are not used. `stats`: [sequences, num_heads_q].
+/// `v`, `v_scale`, `out` and `lse` are not used. `stats`: [sequences, num_heads_q].
 MINFERENCE_API MinferenceStatus minference_plan_stats_supports(
     const MinferenceAttentionArgs* args, const MinferenceSparseAttentionParams* params);
 MINFERENCE_API MinferenceStatus
@@ -248,7 +260,7 @@ typedef struct MinferenceVsIndexParams {
 #define MINFERENCE_VS_INDEX_PARAMS_INIT \
   {sizeof(MinferenceVsIndexParams), NULL, NULL, NULL, NULL, 0, 0, NULL, NULL}
 
-/// `v`, `out` and `lse` are not used.
+/// `v`, `v_scale`, `out` and `lse` are not used.
 MINFERENCE_API MinferenceStatus minference_estimate_vs_index_supports(
     const MinferenceAttentionArgs* args, const MinferenceVsIndexParams* params);
 MINFERENCE_API MinferenceStatus minference_estimate_vs_index_workspace_bytes(

@@ -118,9 +118,9 @@ struct PlanStats {
   std::int64_t estimation_bytes;  ///< scratch of the estimation (scores per key and offset)
 };
 
-/// Estimates and plans without attending: `v`, `out` and `lse` of `args` are not used. `stats`, on
-/// the op's device, is [num_sequences or batch, num_heads_q]; with estimate_every pairs are summed
-/// over the chunks of queries, the rest is that of the last chunk.
+/// Estimates and plans without attending: `v`, `v_scale`, `out` and `lse` of `args` are not used.
+/// `stats`, on the op's device, is [num_sequences or batch, num_heads_q]; with estimate_every pairs
+/// are summed over the chunks of queries, the rest is that of the last chunk.
 MINFERENCE_API Status plan_stats_supports(const AttentionArgs& args,
                                           const SparseAttentionParams& params);
 MINFERENCE_API Status plan_stats_workspace_bytes(const AttentionArgs& args,

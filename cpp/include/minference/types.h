@@ -37,7 +37,12 @@ MINFERENCE_API const char* status_string(Status status);
 /// kOk: which argument, what was found, what is allowed. Valid until this thread's next call.
 MINFERENCE_API const char* last_error();
 
-enum class DType : std::int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum class DType : std::int32_t {
+  kFloat32 = 0,
+  kBFloat16 = 1,
+  kFloat16 = 2,
+  kFloat8E4M3 = 3,  ///< 4 bits of exponent, 3 of mantissa, up to 448, no infinity: e4m3fn
+};
 
 /// Values as in DLPack.
 enum class Device : std::int32_t { kCpu = 1, kCuda = 2 };
@@ -82,6 +87,10 @@ struct ParallelFor {
 /// without keys. A NaN or infinity in a key or value reaches only rows that attend that key.
 /// Anything else is kInvalidArgument, and nothing is written.
 ///
+/// float8 is computed on CUDA devices of compute capability 9.0 alone: head_dim is a multiple of 16
+/// and rows of q, k and v begin at multiples of 16 bytes. Scores are products of float8, values and
+/// probabilities are multiplied as float16, which holds every float8.
+///
 /// With device CUDA all memory but head_patterns and per-head sizes is memory of one GPU, that of
 /// q, which is made current during the call. Calls enqueue on `stream`, can be captured in a CUDA
 /// graph, and never read device memory: list entries out of range are ignored, and lengths that
@@ -90,10 +99,11 @@ struct ParallelFor {
 struct AttentionArgs {
   std::uint32_t struct_size = sizeof(AttentionArgs);
   Device device = Device::kCpu;
-  TensorView q;    ///< [batch, num_heads_q, seq_q, head_dim]; head_dim % 8 == 0, <= 256
-  TensorView k;    ///< [batch, num_heads_kv, seq_kv, head_dim], dtype of q
-  TensorView v;    ///< [batch, num_heads_kv, seq_kv, head_dim], dtype of q
-  TensorView out;  ///< [batch, num_heads_q, seq_q, head_dim], dtype of q; no overlap with q, k, v
+  TensorView q;  ///< [batch, num_heads_q, seq_q, head_dim]; head_dim % 8 == 0, <= 256
+  TensorView k;  ///< [batch, num_heads_kv, seq_kv, head_dim], dtype of q
+  TensorView v;  ///< [batch, num_heads_kv, seq_kv, head_dim], dtype of q
+  /// [batch, num_heads_q, seq_q, head_dim], dtype of q, of float8 bfloat16; no overlap with q, k, v
+  TensorView out;
   /// [batch, num_heads_q, seq_q], natural log; -inf for a row without keys; may be null
   float* lse = nullptr;
   std::int64_t lse_stride[3] = {0, 0, 0};  ///< elements
@@ -113,6 +123,12 @@ struct AttentionArgs {
   /// it: that of sm_80 and those that make index and plan take whatever is free
   /// (attention_kernel() tells which runs). Ignored on the CPU
   std::int32_t reserved_multiprocessors = 0;
+  /// Only with float8: what q, k and v of a head are multiplied by, each finite and > 0, float32 on
+  /// the op's device, contiguous; null: 1. Attention is that of q_scale * q, k_scale * k and
+  /// v_scale * v
+  const float* q_scale = nullptr;  ///< [num_heads_q]
+  const float* k_scale = nullptr;  ///< [num_heads_kv]
+  const float* v_scale = nullptr;  ///< [num_heads_kv]
 };
 
 }  // namespace minference

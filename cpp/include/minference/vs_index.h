@@ -8,8 +8,8 @@
 namespace minference {
 
 /// Estimates V and S of every head from the last min(64, q_len) queries of each sequence
-/// (MInference, algorithm 2; see SparseAttentionParams). `args.v`, `out` and `lse` are not read. A
-/// sequence without queries has lists of -1.
+/// (MInference, algorithm 2; see SparseAttentionParams). `v`, `v_scale`, `out` and `lse` of `args`
+/// are not read. A sequence without queries has lists of -1.
 struct VsIndexParams {
   std::uint32_t struct_size = sizeof(VsIndexParams);
   const std::int64_t* vertical_size = nullptr;  ///< [num_heads_q] >= 0, host memory

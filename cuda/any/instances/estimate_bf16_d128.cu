@@ -2,6 +2,7 @@
 
 namespace minference::cuda {
 
-template cudaError_t launch_estimate<true, 128>(EstimatePass, const EstimateParams&, cudaStream_t);
+template cudaError_t launch_estimate<DType::kBFloat16, 128>(EstimatePass, const EstimateParams&,
+                                                            cudaStream_t);
 
 }  // namespace minference::cuda

@@ -2,6 +2,7 @@
 
 namespace minference::cuda {
 
-template cudaError_t launch_estimate<true, 64>(EstimatePass, const EstimateParams&, cudaStream_t);
+template cudaError_t launch_estimate<DType::kBFloat16, 64>(EstimatePass, const EstimateParams&,
+                                                           cudaStream_t);
 
 }  // namespace minference::cuda

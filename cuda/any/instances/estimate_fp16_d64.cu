@@ -2,6 +2,7 @@
 
 namespace minference::cuda {
 
-template cudaError_t launch_estimate<false, 64>(EstimatePass, const EstimateParams&, cudaStream_t);
+template cudaError_t launch_estimate<DType::kFloat16, 64>(EstimatePass, const EstimateParams&,
+                                                          cudaStream_t);
 
 }  // namespace minference::cuda

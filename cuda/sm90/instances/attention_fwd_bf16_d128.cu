@@ -2,6 +2,6 @@
 
 namespace minference::cuda::sm90 {
 
-template struct AttentionFwd<true, 128>;
+template struct AttentionFwd<DType::kBFloat16, 128>;
 
 }  // namespace minference::cuda::sm90

@@ -2,6 +2,6 @@
 
 namespace minference::cuda::sm90 {
 
-template struct AttentionFwd<true, 256>;
+template struct AttentionFwd<DType::kBFloat16, 256>;
 
 }  // namespace minference::cuda::sm90

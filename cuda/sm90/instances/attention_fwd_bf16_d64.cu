@@ -2,6 +2,6 @@
 
 namespace minference::cuda::sm90 {
 
-template struct AttentionFwd<true, 64>;
+template struct AttentionFwd<DType::kBFloat16, 64>;
 
 }  // namespace minference::cuda::sm90

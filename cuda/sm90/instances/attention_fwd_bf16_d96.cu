@@ -2,6 +2,6 @@
 
 namespace minference::cuda::sm90 {
 
-template struct AttentionFwd<true, 96>;
+template struct AttentionFwd<DType::kBFloat16, 96>;
 
 }  // namespace minference::cuda::sm90

@@ -2,6 +2,6 @@
 
 namespace minference::cuda::sm90 {
 
-template struct AttentionFwd<false, 128>;
+template struct AttentionFwd<DType::kFloat16, 128>;
 
 }  // namespace minference::cuda::sm90

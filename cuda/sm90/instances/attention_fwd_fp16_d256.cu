@@ -2,6 +2,6 @@
 
 namespace minference::cuda::sm90 {
 
-template struct AttentionFwd<false, 256>;
+template struct AttentionFwd<DType::kFloat16, 256>;
 
 }  // namespace minference::cuda::sm90

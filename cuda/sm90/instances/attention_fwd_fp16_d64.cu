@@ -2,6 +2,6 @@
 
 namespace minference::cuda::sm90 {
 
-template struct AttentionFwd<false, 64>;
+template struct AttentionFwd<DType::kFloat16, 64>;
 
 }  // namespace minference::cuda::sm90

@@ -2,6 +2,6 @@
 
 namespace minference::cuda::sm90 {
 
-template struct AttentionFwd<false, 96>;
+template struct AttentionFwd<DType::kFloat16, 96>;
 
 }  // namespace minference::cuda::sm90

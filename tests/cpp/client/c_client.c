@@ -17,6 +17,7 @@ static float q[HEADS * QUERIES * HEAD_DIM];
 static float k[HEADS_KV * KEYS * HEAD_DIM];
 static float v[HEADS_KV * KEYS * HEAD_DIM];
 static float out[HEADS * QUERIES * HEAD_DIM];
+static const float scales[HEADS] = {1, 1, 1, 1};
 static const int32_t columns[LINES] = {5, 200}, diagonals[LINES] = {0, 90};
 static int num_failures = 0;
 
@@ -145,6 +146,11 @@ int main(void) {
   check_refusal(run(&args, NULL), MINFERENCE_INVALID_ARGUMENT, "params is null");
   older.struct_size = 0;
   check_refusal(run(&args, &older), MINFERENCE_INVALID_ARGUMENT, "struct_size 0");
+  args.q_scale = scales;
+  check_refusal(run(&args, &params), MINFERENCE_INVALID_ARGUMENT, "q_scale is given");
+  args.q.dtype = args.k.dtype = args.v.dtype = MINFERENCE_FLOAT8_E4M3;
+  args.out.dtype = MINFERENCE_BFLOAT16;
+  check_refusal(run(&args, &params), MINFERENCE_UNSUPPORTED, "float8_e4m3fn");
   args.k.shape[3] = HEAD_DIM + 8;
   check_refusal(run(&args, &params), MINFERENCE_INVALID_ARGUMENT, "k has head_dim");
   return num_failures;

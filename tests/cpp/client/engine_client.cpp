@@ -292,6 +292,11 @@ void errors() {
                "k with another head_dim is refused");
   check(std::strstr(minference::last_error(), "k") != nullptr, "the sentence names k");
   args = layer.args();
+  args.q.dtype = args.k.dtype = args.v.dtype = minference::DType::kFloat8E4M3;
+  args.out.dtype = minference::DType::kBFloat16;
+  check_status(minference::dense_attention_supports(args), Status::kUnsupported,
+               "float8 is refused on the CPU");
+  args = layer.args();
   args.device = minference::Device::kCuda;
   if (!minference::has_cuda()) {
     check_status(minference::dense_attention_supports(args), Status::kUnsupported,

@@ -1,7 +1,8 @@
-// Every attention op on CUDA against the double reference, in both dtypes: the cases of the CPU's
+// Every attention op on CUDA against the double reference, in every dtype: the cases of the CPU's
 // test, cases for what only this backend has (two row blocks that share keys, keys cut in parts),
-// and random ones. attention_cuda_test REASON runs the cases whose reason contains the word;
-// "schedules" and "work" are for many_schedules.py and work_counts.py.
+// and random ones; what float8 does not serve has to be refused. attention_cuda_test REASON runs
+// the cases whose reason contains the word; "schedules" and "work" are for many_schedules.py and
+// work_counts.py.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -13,7 +14,9 @@
 
 #include "../check.h"
 #include "attention_cuda_cases.h"
+#include "attention_run.h"
 #include "bench/cuda/line_patterns.h"
+#include "float8.h"
 #include "layer.h"
 #include "layer_attention.h"
 #include "slots.h"
@@ -21,28 +24,7 @@
 namespace minference::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16};
-
-/// Runs the op as a user would and copies the results to the host.
-void run_sparse(const Layer& layer, const std::string& what) {
-  layer.poison_results();
-  const std::size_t bytes = checked_workspace_bytes(layer.device, layer.device_params, what);
-  const DeviceBytes workspace = device_workspace(bytes);
-  const Status status =
-      sparse_attention(layer.device, layer.device_params, workspace.data(), bytes);
-  CHECK(status == Status::kOk, "%s: %s", what.c_str(), last_error());
-  wait_for_device(what.c_str());
-  CHECK(workspace.has_guards() && layer.device_out.has_guards() && layer.device_lse.has_guards(),
-        "%s: memory around a buffer was written", what.c_str());
-  layer.read_results();
-}
-
-std::vector<unsigned char> results(const Layer& layer) {
-  std::vector<unsigned char> all = layer.device_out.read();
-  const std::vector<unsigned char> sums = layer.device_lse.read();
-  all.insert(all.end(), sums.begin(), sums.end());
-  return all;
-}
+constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3};
 
 /// Of the same arguments, two results are as near to each other as both are to the reference.
 void compare_results(const Layer& layer, const TensorView& found, const TensorView& other,
@@ -55,7 +37,7 @@ void compare_results(const Layer& layer, const TensorView& found, const TensorVi
         const std::vector<double> row = reference::load_row(found, b, h, r);
         const std::vector<double> other_row = reference::load_row(other, b, h, r);
         for (std::size_t d = 0; d < row.size(); ++d, ++n) {
-          const double allowed = 2 * tolerance(expected, n, layer.host.q.dtype);
+          const double allowed = 2 * tolerance(expected, n, layer.host.out.dtype);
           const bool is_good = std::isfinite(expected.out[n])
                                    ? std::abs(row[d] - other_row[d]) <= allowed
                                    : is_close(row[d], other_row[d], 0);
@@ -94,38 +76,19 @@ void compare_with_cpu(Layer& layer, const reference::Result& expected, const std
 template <class Run>
 void test_case(const Case& c, DType dtype, const Run& run) {
   const std::string what = std::string(dtype_name(dtype)) + ", " + c.reason;
-  // Numbers whose lines and blocks do not depend on the last bits of a score.
-  for (unsigned seed = 0; seed < 50; ++seed) {
-    Layer layer(c, dtype, seed);
-    const reference::Result expected = reference::attention(layer.host, layer.host_params);
-    if (expected.margin <= tie_tolerance(dtype) && seed < 49) continue;
-    CHECK(expected.margin > tie_tolerance(dtype), "%s: always a tie", what.c_str());
-    layer.device_params.dense_fallback = 0;
+  if (dtype == DType::kFloat8E4M3) {
+    const Layer layer(c, dtype);
+    if (!is_served(layer)) return check_refused(layer, layer.device, what);
+  }
+  with_clear_numbers(c, dtype, what, [&](Layer& layer, const reference::Result& expected) {
     run(layer, what);
     compare(layer.host, layer.out, expected, what);
+    if (layer.is_float8()) return;  // which the CPU has not; float8_cuda_test repeats its runs
     const std::vector<unsigned char> first = results(layer);
     run(layer, what + ", again");
     CHECK(results(layer) == first, "%s: a second run gives other bits", what.c_str());
     compare_with_cpu(layer, expected, what);
-    return;
-  }
-}
-
-/// As run_sparse(), on a device that runs as many blocks at once as it takes to cut keys in parts.
-void run_in_parts(const Layer& layer, const std::string& what) {
-  layer.poison_results();
-  const plan::Problem problem = layer.device_problem(false, true);
-  const cuda::Slots slots = slots_of(problem, 1 << 20);
-  const std::size_t bytes = cuda::LayerAttention(problem, slots, nullptr).workspace_bytes();
-  CHECK(bytes > cuda::LayerAttention(problem, slots_of(problem, 1), nullptr).workspace_bytes(),
-        "%s: keys are not cut in parts", what.c_str());
-  const DeviceBytes workspace = device_workspace(bytes);
-  cuda::LayerAttention attention(problem, slots, workspace.data());
-  CHECK(attention.run() == Status::kOk, "%s: %s", what.c_str(), last_error());
-  wait_for_device(what.c_str());
-  CHECK(workspace.has_guards() && layer.device_out.has_guards() && layer.device_lse.has_guards(),
-        "%s: memory around a buffer was written", what.c_str());
-  layer.read_results();
+  });
 }
 
 /// What every kernel of this device gives for the same arguments.
@@ -197,9 +160,9 @@ void test_reserved_multiprocessors() {
 }
 
 /// Rows of out from the last to the first, which copies cannot follow.
-void test_out_backwards() {
-  Layer layer({.reason = "out backwards", .seq_q = 200, .seq_kv = 200, .head_dim = 64},
-              DType::kBFloat16);
+void test_out_backwards(DType dtype) {
+  Layer layer({.reason = "out backwards", .seq_q = 200, .seq_kv = 200, .head_dim = 64}, dtype);
+  if (!is_served(layer)) return;
   run_sparse(layer, layer.c.reason);
   const ResultsCopy forwards(layer);
   TensorView& out = layer.device.out;
@@ -211,7 +174,7 @@ void test_out_backwards() {
     for (std::int64_t r = 0; r <= last; ++r) {
       CHECK(reference::load_row(layer.host.out, 0, h, last - r) ==
                 reference::load_row(forwards.view, 0, h, r),
-            "%s: row %d of head %d differs", layer.c.reason, int(r), int(h));
+            "%s, %s: row %d of head %d differs", layer.c.reason, dtype_name(dtype), int(r), int(h));
     }
   }
 }
@@ -221,10 +184,14 @@ void test_schedules() {
   cuda::DeviceFacts facts{};
   CHECK(cuda::device_facts(&facts) == Status::kOk, "%s", last_error());
   for (const Case& c : kScheduleCases) {
-    Layer layer(c, DType::kBFloat16, 0);
-    layer.device.reserved_multiprocessors = facts.num_multiprocessors - 2;
-    run_sparse(layer, c.reason);
-    compare(layer.host, layer.out, reference::attention(layer.host, layer.host_params), c.reason);
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat8E4M3}) {
+      Layer layer(c, dtype, 0);
+      if (!is_served(layer)) continue;
+      const std::string what = std::string(c.reason) + ", " + dtype_name(dtype);
+      layer.device.reserved_multiprocessors = facts.num_multiprocessors - 2;
+      run_sparse(layer, what);
+      compare(layer.host, layer.out, reference::attention(layer.host, layer.host_params), what);
+    }
   }
 }
 
@@ -281,6 +248,7 @@ void fill_near_lists(std::int32_t* list, std::int64_t count, std::int64_t limit,
 void test_random_cases(int num_rounds) {
   std::mt19937 generator(11);
   constexpr int kHeadDims[] = {8, 64, 88, 128, 200, 256};
+  const bool has_float8 = device_has_float8();
   for (int round = 0; round < num_rounds; ++round) {
     Case c = {.reason = "random", .num_heads_q = 6, .num_heads_kv = 1};
     c.head_dim = kHeadDims[generator() % std::size(kHeadDims)];
@@ -299,13 +267,16 @@ void test_random_cases(int num_rounds) {
                   kVsIndex,
                   kBlockIndex,
                   kVsIndex};
-    Layer layer(c, kDTypes[round % 2], static_cast<unsigned>(round), 0);
+    const bool is_float8 = has_float8 && round % 3 == 2;
+    if (is_float8) c.head_dim = (c.head_dim + 15) / 16 * 16;
+    const DType dtype = is_float8 ? DType::kFloat8E4M3 : kDTypes[round / 4 % 2];
+    Layer layer(c, dtype, static_cast<unsigned>(round), 0);
     for (const std::int64_t head : {3, 5}) {
       fill_near_lists(layer.slash_idx.data() + head * c.num_slash, c.num_slash, c.seq_kv,
                       generator);
     }
     layer.update_device();
-    const std::string what = "random case " + std::to_string(round);
+    const std::string what = "random case " + std::to_string(round) + ", " + dtype_name(dtype);
     run_sparse(layer, what);
     compare(layer.host, layer.out, reference::attention(layer.host, layer.host_params), what);
   }
@@ -331,7 +302,7 @@ bool draw_lines_of(const std::string& pattern, std::int64_t tokens, bench::Lines
 
 /// One head of 128 dimensions for work_counts.py. Prints what the emulator's statistics cannot
 /// know: the pairs that are attended.
-int run_for_work_counts(const std::string& pattern, std::int64_t tokens) {
+int run_for_work_counts(const std::string& pattern, std::int64_t tokens, DType dtype) {
   Case c = {.reason = "work counts",
             .num_heads_q = 1,
             .num_heads_kv = 1,
@@ -354,7 +325,7 @@ int run_for_work_counts(const std::string& pattern, std::int64_t tokens) {
     std::printf("no pattern %s\n", pattern.c_str());
     return 1;
   }
-  Layer layer(c, DType::kBFloat16, 0, 0);
+  Layer layer(c, dtype, 0, 0);
   std::copy(lines.verticals.begin(), lines.verticals.end(), layer.vertical_idx.data());
   std::copy(lines.slashes.begin(), lines.slashes.end(), layer.slash_idx.data());
   layer.update_device();
@@ -383,8 +354,10 @@ int run_for_work_counts(const std::string& pattern, std::int64_t tokens) {
 
 int main(int argc, char** argv) {
   using namespace minference;
-  if (argc == 4 && std::string(argv[1]) == "work") {
-    return test::run_for_work_counts(argv[2], std::atoll(argv[3]));
+  if (argc == 5 && std::string(argv[1]) == "work") {
+    const bool is_float8 = std::string(argv[4]) == "fp8";
+    return test::run_for_work_counts(argv[2], std::atoll(argv[3]),
+                                     is_float8 ? DType::kFloat8E4M3 : DType::kBFloat16);
   }
   if (argc == 2 && std::string(argv[1]) == "schedules") {
     test::test_schedules();
@@ -405,7 +378,8 @@ int main(int argc, char** argv) {
     test::test_num_key_parts();
     test::test_kernels_agree();
     test::test_reserved_multiprocessors();
-    test::test_out_backwards();
+    test::test_out_backwards(DType::kBFloat16);
+    test::test_out_backwards(DType::kFloat8E4M3);
     test::test_dense_fallback();
     test::test_random_cases(60);
   }

@@ -15,6 +15,7 @@
 
 #include "../check.h"
 #include "../refusal.h"
+#include "float8.h"
 #include "layer.h"
 #include "layer_index.h"
 #include "minference/c_api.h"
@@ -291,9 +292,31 @@ const BadCall kBadCalls[] = {
      true},
 };
 
-void test_bad_calls() {
-  for (const BadCall& bad : kBadCalls) {
-    CudaFixture f;
+/// Of float8, where the device has it. Scales of what an op does not read are not looked at.
+const BadCall kBadFloat8Calls[] = {
+    {{"q_scale on the host", {"q_scale"}},
+     kAll,
+     [](CudaFixture& f) { f.args.q_scale = f.host<float>(); }},
+    {{"k_scale on the host", {"k_scale"}},
+     kAll,
+     [](CudaFixture& f) { f.args.k_scale = f.host<float>(); }},
+    {{"v_scale on the host", {"v_scale"}},
+     kAttend,
+     [](CudaFixture& f) { f.args.v_scale = f.host<float>(); }},
+    {{"k on the host", {"k"}}, kAll, [](CudaFixture& f) { f.args.k.data = f.host<void>(); }},
+    {{"out on the host", {"out"}},
+     kAttend,
+     [](CudaFixture& f) { f.args.out.data = f.host<void>(); }},
+    {{"v null", {"v"}}, kAttend, [](CudaFixture& f) { f.args.v.data = nullptr; }},
+    {{"a workspace of 255 bytes", {"workspace"}, Status::kWorkspaceTooSmall},
+     kAll,
+     [](CudaFixture& f) { f.bytes = 255; }},
+};
+
+template <std::size_t kCount>
+void test_bad_calls(const BadCall (&calls)[kCount], DType dtype) {
+  for (const BadCall& bad : calls) {
+    CudaFixture f(kShape, dtype);
     bad.spoil(f);
     if (bad.ops & kEstimate) {
       check_refusal(f.estimate(), bad.refusal, "estimate_vs_index");
@@ -360,6 +383,22 @@ void test_machines() {
   answered_major = 7;
   check({"an old device", {"capability"}, Status::kUnsupported});
   answered_major = 0;
+}
+
+/// float8, on devices that have no kernel for it.
+void test_machines_without_float8() {
+  if (!device_has_float8()) return;  // float8_cuda_test
+  const Layer layer(kShape, DType::kFloat8E4M3);
+  for (const int major : {8, 10, 12}) {
+    answered_major = major;
+    check_refused(layer, layer.device, "compute capability " + std::to_string(major));
+  }
+  answered_major = 0;
+  answered_shared_bytes = 99 << 10;
+  check_refused(layer, layer.device, "99 KB of shared memory");
+  answered_shared_bytes = 0;
+  CHECK(sparse_attention_supports(layer.device, layer.device_params) == Status::kOk, "%s",
+        last_error());
 }
 
 /// Pinned memory of the host is the device's as well.
@@ -440,7 +479,7 @@ void test_bad_conversions() {
 
 /// Lengths are in device memory: what the host cannot check must not do harm. The emulator sees
 /// every access outside of the tensors.
-void test_senseless_lengths() {
+void test_senseless_lengths(DType dtype) {
   Case shape = kShape;
   shape.cu_seqlens_q = {0, 30, 70};
   shape.cu_seqlens_kv = {0, 60, 130};
@@ -448,7 +487,7 @@ void test_senseless_lengths() {
   const Sizes bad_kv[] = {{0, 60, 130}, {130, -1, 5000}, {0, 10, 130}, {0, 2000000000, -5}};
   for (const Sizes& q : bad_q) {
     for (const Sizes& kv : bad_kv) {
-      const CudaFixture f(shape);
+      const CudaFixture f(shape, dtype);
       f.layer.device_cu_q.write(q.data());
       f.layer.device_cu_kv.write(kv.data());
       CHECK(f.estimate() == Status::kOk, "%s", last_error());
@@ -462,7 +501,7 @@ void test_senseless_lengths() {
   shape.batch = 2;
   shape.first_valid_key = {0, 7};
   for (const Sizes& bad : {Sizes{-1, 131}, Sizes{2000000000, -2000000000}}) {
-    const CudaFixture f(shape);
+    const CudaFixture f(shape, dtype);
     f.layer.device_first_valid.write(bad.data());
     CHECK(f.estimate() == Status::kOk, "%s", last_error());
     CHECK(f.plan() == Status::kOk, "%s", last_error());
@@ -509,8 +548,8 @@ void test_no_queries() {
 }
 
 /// A call runs on the device of its memory, whichever is current, and leaves that one current.
-void test_second_device() {
-  const CudaFixture f;
+void test_second_device(DType dtype) {
+  const CudaFixture f(kShape, dtype);
   for (int current : {0, 1}) {
     second_device = {.is_there = true, .current = current};
     CHECK(f.estimate() == Status::kOk, "second device: %s", last_error());
@@ -533,9 +572,13 @@ void test_second_device() {
                 {"v", f.args.v.data, kAttend},
                 {"out", f.args.out.data, kAttend},
                 {"lse", f.args.lse, kAttend},
-                {"stats", f.plan_stats_out, kPlan}};
+                {"stats", f.plan_stats_out, kPlan},
+                {"q_scale", f.args.q_scale, kAll},
+                {"k_scale", f.args.k_scale, kAll},
+                {"v_scale", f.args.v_scale, kAttend}};
   f.poison();
   for (const auto& piece : pieces) {
+    if (piece.data == nullptr) continue;  // a scale of other dtypes than float8
     const Refusal bad = {"memory of two devices", {piece.name}};
     second_device = {.is_there = true, .on_first = piece.data};
     if (piece.ops & kEstimate) check_refusal(f.estimate(), bad, "estimate_vs_index");
@@ -580,7 +623,7 @@ Outcome run_with_shared_memory(CudaFixture& f, int bytes) {
   wait_for_device(what.c_str());
   if (estimates || status != Status::kOk) return outcome;
   const Case& c = f.layer.c;
-  const PlanCopy copy(index.plan(), c.num_heads_q, f.layer.num_sequences(), c.head_dim);
+  const PlanCopy copy(index.plan(), c.num_heads_q, f.layer.num_sequences(), f.layer.row_bytes());
   const PlannedRows rows = planned_rows(reference::sequences(f.layer.host), 0, 0, 0);
   for (std::int64_t head = 0; head < c.num_heads_q; ++head) {
     for (std::int64_t row = 0; row < c.seq_q; row += 64) {
@@ -669,15 +712,20 @@ void test_c_api() {
 
 int main() {
   using namespace minference;
-  test::test_bad_calls();
+  const bool has_float8 = test::device_has_float8();
+  test::test_bad_calls(test::kBadCalls, DType::kBFloat16);
+  if (has_float8) test::test_bad_calls(test::kBadFloat8Calls, DType::kFloat8E4M3);
   test::test_too_many_heads();
   test::test_machines();
+  test::test_machines_without_float8();
   test::test_readable_host_memory();
   test::test_too_many_tasks();
   test::test_bad_conversions();
-  test::test_senseless_lengths();
+  test::test_senseless_lengths(DType::kBFloat16);
+  if (has_float8) test::test_senseless_lengths(DType::kFloat8E4M3);
   test::test_no_queries();
-  test::test_second_device();
+  test::test_second_device(DType::kBFloat16);
+  if (has_float8) test::test_second_device(DType::kFloat8E4M3);
   test::test_shared_memory();
   test::test_c_api();
   return test::finish("bad_call_cuda_test");

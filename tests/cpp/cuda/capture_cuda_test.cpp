@@ -1,6 +1,6 @@
 // Calls as an engine makes them: captured in a CUDA graph (in the mode that refuses every call that
-// allocates or waits) and replayed with other contents, lengths and lists of the same shapes; on a
-// stream that does not wait for others; on a second device, if there is one.
+// allocates or waits) and replayed with other contents, lengths, lists and scales of the same
+// shapes; on a stream that does not wait for others; on a second device, if there is one.
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../check.h"
+#include "float8.h"
 #include "layer.h"
 
 namespace minference::test {
@@ -187,6 +188,9 @@ void test_replay(const CaptureCase& c, DType dtype) {
   overwrite(layer.device_first_valid, other.device_first_valid);
   overwrite(layer.device_cu_q, other.device_cu_q);
   overwrite(layer.device_cu_kv, other.device_cu_kv);
+  overwrite(layer.device_q_scale, other.device_q_scale);
+  overwrite(layer.device_k_scale, other.device_k_scale);
+  overwrite(layer.device_v_scale, other.device_v_scale);
   overwrite(layer.device_vertical, other.device_vertical);
   overwrite(layer.device_slash, other.device_slash);
   overwrite(layer.device_block, other.device_block);
@@ -234,6 +238,10 @@ int main() {
   for (const test::CaptureCase& c : test::kCaptureCases) {
     test::test_replay(c, DType::kBFloat16);
     test::test_replay(c, DType::kFloat16);
+  }
+  if (test::device_has_float8()) {  // packed, and keys in parts
+    test::test_replay(test::kCaptureCases[1], DType::kFloat8E4M3);
+    test::test_replay(test::kCaptureCases[3], DType::kFloat8E4M3);
   }
   test::test_devices();
   test::test_capture_is_strict();

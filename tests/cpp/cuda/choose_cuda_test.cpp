@@ -80,18 +80,13 @@ const ChoiceCase kCases[] = {
      "to 232448"},
     {"q at an odd place",
      [](Problem& p, DeviceFacts&) { p.args.q.data = reinterpret_cast<void*>(0x10008); }, kSm80,
-     "q begins 8 bytes past a multiple of 16: rows that do not begin at multiples of 16 bytes are "
-     "read by the mma.sync kernel"},
+     "q begins 8 bytes past a multiple of 16: TMA reads rows that begin at multiples of 16 bytes"},
     {"odd rows of k", [](Problem& p, DeviceFacts&) { p.args.k.stride[2] = 129; }, kSm80,
-     "k has stride[2] 129: rows that do not begin at multiples of 16 bytes are read by the "
-     "mma.sync "
-     "kernel"},
+     "k has stride[2] 129: TMA reads rows that begin at multiples of 16 bytes"},
     {"odd heads of v", [](Problem& p, DeviceFacts&) { p.args.v.stride[1] = 300 * 128 + 4; }, kSm80,
-     "v has stride[1] 38404: rows that do not begin at multiples of 16 bytes are read by the "
-     "mma.sync kernel"},
+     "v has stride[1] 38404: TMA reads rows that begin at multiples of 16 bytes"},
     {"odd batch rows of q", [](Problem& p, DeviceFacts&) { p.args.q.stride[0] = 1000001; }, kSm80,
-     "q has stride[0] 1000001: rows that do not begin at multiples of 16 bytes are read by the "
-     "mma.sync kernel"},
+     "q has stride[0] 1000001: TMA reads rows that begin at multiples of 16 bytes"},
     {"the stride of one batch row",
      [](Problem& p, DeviceFacts&) {
        p.args.q.shape[0] = p.args.k.shape[0] = p.args.v.shape[0] = 1;
@@ -108,18 +103,96 @@ const ChoiceCase kCases[] = {
      [](Problem& p, DeviceFacts&) { p.args.q.data = p.args.k.data = p.args.v.data = nullptr; },
      kSm90, kAligned},
     {"the same row for all tokens", [](Problem& p, DeviceFacts&) { p.args.k.stride[2] = 0; }, kSm80,
-     "k has stride[2] 0: one row for all tokens is read by the mma.sync kernel"},
+     "k has stride[2] 0: TMA does not read one row for all tokens"},
     {"the longest stride",
      [](Problem& p, DeviceFacts&) { p.args.v.stride[0] = (std::int64_t{1} << 39) - 8; }, kSm90,
      kAligned},
     {"a stride of 2^40 bytes",
      [](Problem& p, DeviceFacts&) { p.args.v.stride[0] = std::int64_t{1} << 39; }, kSm80,
-     "v has stride[0] 549755813888: strides outside of [0, 2^40) bytes are followed by the "
-     "mma.sync kernel"},
+     "v has stride[0] 549755813888: TMA follows strides in [0, 2^40) bytes"},
     {"backwards", [](Problem& p, DeviceFacts&) { p.args.k.stride[2] = -128; }, kSm80,
-     "k has stride[2] -128: strides outside of [0, 2^40) bytes are followed by the mma.sync "
-     "kernel"},
+     "k has stride[2] -128: TMA follows strides in [0, 2^40) bytes"},
 };
+
+/// q, k and v of float8. Nothing but the kernel of sm_90 serves it, so a reason why that does not
+/// is one to refuse the call: it tells what was found.
+const ChoiceCase kFloat8Cases[] = {
+    {"Hopper", [](Problem&, DeviceFacts&) {}, kSm90, kAligned},
+    {"A10", [](Problem&, DeviceFacts& f) { f = {8, 6, 72, 101376, true}; }, kSm80, "8.6"},
+    {"Ada", [](Problem&, DeviceFacts& f) { f = {8, 9, 142, 101376, true}; }, kSm80, "8.9"},
+    {"Blackwell", [](Problem&, DeviceFacts& f) { f.major = 10; }, kSm80, "10.0"},
+    {"no code", [](Problem&, DeviceFacts& f) { f.has_sm90a_code = false; }, kSm80, "sm_90a"},
+    {"a byte of shared memory less", [](Problem&, DeviceFacts& f) { f.max_shared_bytes = 232447; },
+     kSm80, "232447"},
+    {"a stride of 8 bytes past 16", [](Problem& p, DeviceFacts&) { p.args.k.stride[2] = 136; },
+     kSm80, "k has stride[2] 136"},
+    {"a stride of 16 bytes more", [](Problem& p, DeviceFacts&) { p.args.k.stride[2] = 144; }, kSm90,
+     kAligned},
+    {"heads of q 8 bytes past 16",
+     [](Problem& p, DeviceFacts&) { p.args.q.stride[1] = 300 * 128 + 8; }, kSm80,
+     "q has stride[1] 38408"},
+    {"v at an odd place",
+     [](Problem& p, DeviceFacts&) { p.args.v.data = reinterpret_cast<void*>(0x300F8); }, kSm80,
+     "v begins 8 bytes past a multiple of 16"},
+    {"v that is not used",
+     [](Problem& p, DeviceFacts&) {
+       p.needs_values = false;
+       p.args.v = p.args.out = {};
+     },
+     kSm90, kAligned},
+    {"out anywhere",
+     [](Problem& p, DeviceFacts&) {
+       p.args.out.data = reinterpret_cast<void*>(0x40002);
+       p.args.out.stride[2] = 131;
+     },
+     kSm90, kAligned},
+    {"no memory yet",
+     [](Problem& p, DeviceFacts&) { p.args.q.data = p.args.k.data = p.args.v.data = nullptr; },
+     kSm90, kAligned},
+    {"the same row for all tokens", [](Problem& p, DeviceFacts&) { p.args.v.stride[2] = 0; }, kSm80,
+     "v has stride[2] 0"},
+    {"the same row for all heads", [](Problem& p, DeviceFacts&) { p.args.k.stride[1] = 0; }, kSm90,
+     kAligned},
+    {"backwards", [](Problem& p, DeviceFacts&) { p.args.q.stride[2] = -128; }, kSm80,
+     "q has stride[2] -128"},
+    {"the longest stride",
+     [](Problem& p, DeviceFacts&) { p.args.v.stride[0] = (std::int64_t{1} << 40) - 16; }, kSm90,
+     kAligned},
+    {"a stride of 2^40 bytes",
+     [](Problem& p, DeviceFacts&) { p.args.v.stride[0] = std::int64_t{1} << 40; }, kSm80,
+     "v has stride[0] 1099511627776"},
+};
+
+Problem float8_problem_of(std::int64_t head_dim) {
+  Problem problem = problem_of(head_dim);
+  AttentionArgs& args = problem.args;
+  args.q.dtype = args.k.dtype = args.v.dtype = DType::kFloat8E4M3;
+  return problem;
+}
+
+void test_float8_decisions() {
+  for (const ChoiceCase& c : kFloat8Cases) {
+    Problem problem = float8_problem_of(128);
+    DeviceFacts facts = kHopper;
+    c.change(problem, facts);
+    const KernelChoice found = cuda::choose_kernel(problem, facts);
+    CHECK(found.kernel == c.kernel, "float8, %s: %s", c.what, cuda::kernel_name(found.kernel));
+    CHECK(std::string(found.reason).find(c.reason) != std::string::npos, "float8, %s: %s", c.what,
+          found.reason);
+  }
+  for (int head_dim = 8; head_dim <= 256; head_dim += 8) {
+    const KernelChoice found = cuda::choose_kernel(float8_problem_of(head_dim), kHopper);
+    if (head_dim % 16 == 0) {
+      CHECK(found.kernel == kSm90 && found.tile_rows == 128 &&
+                found.tile_keys == (head_dim > 128 ? 64 : 128),
+            "float8, head_dim %d: %s, %d x %d", head_dim, cuda::kernel_name(found.kernel),
+            found.tile_rows, found.tile_keys);
+    } else {
+      CHECK(found.kernel == kSm80 && has_word(found.reason, std::to_string(head_dim)),
+            "float8, head_dim %d: %s: %s", head_dim, cuda::kernel_name(found.kernel), found.reason);
+    }
+  }
+}
 
 void test_decisions() {
   for (const ChoiceCase& c : kCases) {
@@ -205,6 +278,32 @@ void test_this_device() {
   }
 }
 
+/// attention_kernel of float8, which one kernel serves.
+void test_float8_on_this_device() {
+  DeviceFacts facts{};
+  CHECK(cuda::device_facts(&facts) == Status::kOk, "%s", last_error());
+  const std::vector<HeadPattern> patterns(8);
+  SparseAttentionParams params;
+  params.head_patterns = patterns.data();
+  for (const std::int64_t head_dim : {16, 112, 128, 144, 256}) {
+    AttentionArgs args = float8_problem_of(head_dim).args;
+    args.q.data = args.k.data = args.v.data = args.out.data = nullptr;
+    KernelInfo info;
+    const Status status = attention_kernel(args, params, &info);
+    if (facts.major != 9 || facts.minor != 0) {
+      CHECK(status == Status::kUnsupported && has_word(last_error(), "float8_e4m3fn"),
+            "float8 on %d.%d: %s, %s", facts.major, facts.minor, status_string(status),
+            last_error());
+      continue;
+    }
+    CHECK(status == Status::kOk, "%s", last_error());
+    CHECK(std::string(info.name) == "sm90" && info.tile_rows == 128 &&
+              info.tile_keys == (head_dim > 128 ? 64 : 128),
+          "float8, head_dim %d: %s, %d x %d", int(head_dim), info.name, info.tile_rows,
+          info.tile_keys);
+  }
+}
+
 /// Only where code for sm_90a runs, as that alone waits for the kernel before it.
 void test_overlap() {
   const auto can_overlap = [](std::int32_t major, std::int32_t minor, bool has_sm90a_code) {
@@ -227,9 +326,11 @@ void test_overlap() {
 int main() {
   using namespace minference;
   test::test_decisions();
+  test::test_float8_decisions();
   test::test_tiles();
   test::test_reserved();
   test::test_overlap();
   test::test_this_device();
+  test::test_float8_on_this_device();
   return test::finish("choose_cuda_test");
 }

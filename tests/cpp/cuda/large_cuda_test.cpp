@@ -11,6 +11,7 @@
 
 #include "../check.h"
 #include "cpu/plan.h"
+#include "float8.h"
 #include "layer.h"
 #include "layer_attention.h"
 #include "plan/cost.h"
@@ -150,7 +151,7 @@ void test_plan_of_a_million() {
   cuda::LayerIndex index(problem, workspace.data());
   CHECK(index.build(0) == Status::kOk, "%s", last_error());
   wait_for_device("1M tokens");
-  const PlanCopy copy(index.plan(), kHeads, 1, 128);
+  const PlanCopy copy(index.plan(), kHeads, 1, 256);
   const PlannedRows rows = {{0, 0, kMillion, 0, kMillion}, 0, 0, kMillion};
   std::int64_t bytes = 0;
   for (std::int64_t head = 0; head < kHeads; ++head) {
@@ -199,11 +200,11 @@ class WideTensor {
       if (view_.shape[n] == 1) view_.stride[n] = 0;
     }
     const std::int64_t steps = std::max<std::int64_t>(1, view_.shape[axis] - 1);
-    view_.stride[axis] = ((std::int64_t{1} << 32) / steps / 8 + 1) * 8;  // half of it from 2^31 on
+    view_.stride[axis] = ((std::int64_t{1} << 32) / steps / 16 + 1) * 16;  // half from 2^31 on
     std::int64_t last = view_.shape[3];
     for (int n = 0; n < 3; ++n) last += (view_.shape[n] - 1) * view_.stride[n];
     void* memory = nullptr;
-    must(cudaMalloc(&memory, 2 * last), "cudaMalloc");
+    must(cudaMalloc(&memory, bytes(last)), "cudaMalloc");
     memory_.reset(memory, &cudaFree);
     view_.data = memory;
     for (std::int64_t b = 0; b < view_.shape[0]; ++b) {
@@ -211,8 +212,8 @@ class WideTensor {
         for (std::int64_t r = 0; r < view_.shape[2]; ++r) {
           const std::int64_t offset =
               b * view_.stride[0] + h * view_.stride[1] + r * view_.stride[2];
-          must(cudaMemcpy(static_cast<char*>(memory) + 2 * offset, compact.at(b, h, r, 0),
-                          2 * view_.shape[3], cudaMemcpyHostToDevice),
+          must(cudaMemcpy(static_cast<char*>(memory) + bytes(offset), compact.at(b, h, r, 0),
+                          bytes(view_.shape[3]), cudaMemcpyHostToDevice),
                "cudaMemcpy");
         }
       }
@@ -227,8 +228,8 @@ class WideTensor {
         for (std::int64_t r = 0; r < view_.shape[2]; ++r) {
           const std::int64_t offset =
               b * view_.stride[0] + h * view_.stride[1] + r * view_.stride[2];
-          must(cudaMemcpy(compact.at(b, h, r, 0), static_cast<char*>(memory_.get()) + 2 * offset,
-                          2 * view_.shape[3], cudaMemcpyDeviceToHost),
+          must(cudaMemcpy(compact.at(b, h, r, 0), static_cast<char*>(memory_.get()) + bytes(offset),
+                          bytes(view_.shape[3]), cudaMemcpyDeviceToHost),
                "cudaMemcpy");
         }
       }
@@ -236,6 +237,10 @@ class WideTensor {
   }
 
  private:
+  std::size_t bytes(std::int64_t elements) const {
+    return static_cast<std::size_t>(elements) * element_bytes(view_.dtype);
+  }
+
   TensorView view_;
   std::shared_ptr<void> memory_;
 };
@@ -247,7 +252,7 @@ std::vector<unsigned char> plan_contents(const plan::Problem& problem, const Lay
   cuda::LayerIndex index(problem, workspace.data());
   CHECK(index.build(0) == Status::kOk, "%s", last_error());
   wait_for_device("large strides");
-  const PlanCopy copy(index.plan(), layer.c.num_heads_q, layer.num_sequences(), layer.c.head_dim);
+  const PlanCopy copy(index.plan(), layer.c.num_heads_q, layer.num_sequences(), layer.row_bytes());
   const std::vector<reference::Sequence> sequences = reference::sequences(layer.host);
   std::vector<unsigned char> contents;
   const auto add = [&](const auto* data, std::size_t count) {
@@ -276,7 +281,7 @@ std::vector<unsigned char> plan_contents(const plan::Problem& problem, const Lay
   return contents;
 }
 
-void test_large_strides() {
+void test_large_strides(DType dtype) {
   const Case shape = {.reason = "large strides",
                       .batch = 2,
                       .num_heads_q = 4,
@@ -288,7 +293,8 @@ void test_large_strides() {
                                    kVsIndex,
                                    kTopK,
                                    {PatternKind::kVerticalSlash, {40, 60}}}};
-  const Layer layer(shape, DType::kBFloat16);
+  const Layer layer(shape, dtype);
+  if (!is_served(layer)) return;
   const plan::Problem compact = layer.device_problem(false, true);
   const std::vector<unsigned char> expected = plan_contents(compact, layer);
   for (int axis = 0; axis < 3; ++axis) {
@@ -298,12 +304,12 @@ void test_large_strides() {
     problem.args.q = q.view();
     problem.args.k = k.view();
     problem.args.v = v.view();
-    CHECK(plan_contents(problem, layer) == expected, "offsets past 2^31 on axis %s: another plan",
-          kAxes[axis]);
+    CHECK(plan_contents(problem, layer) == expected,
+          "%s: offsets past 2^31 on axis %s: another plan", dtype_name(dtype), kAxes[axis]);
   }
 }
 
-void test_attention_at_large_strides() {
+void test_attention_at_large_strides(DType dtype) {
   const Case shape = {.reason = "large strides",
                       .batch = 2,
                       .num_heads_q = 4,
@@ -313,7 +319,8 @@ void test_attention_at_large_strides() {
                       .head_dim = 32,
                       .patterns = {kDense, kVsIndex, kBlockIndex, kVs},
                       .num_vertical = 40};
-  const Layer layer(shape, DType::kBFloat16);
+  const Layer layer(shape, dtype);
+  if (!is_served(layer)) return;
   const auto run = [](const plan::Problem& problem) {
     const cuda::Slots slots = slots_of(problem, 1);
     const DeviceBytes workspace =
@@ -341,8 +348,8 @@ void test_attention_at_large_strides() {
     problem.args.out = out.view();
     run(problem);
     out.read(layer.out);
-    CHECK(bytes_of(layer.out) == expected, "offsets past 2^31 on axis %s: other results",
-          kAxes[axis]);
+    CHECK(bytes_of(layer.out) == expected, "%s: offsets past 2^31 on axis %s: other results",
+          dtype_name(dtype), kAxes[axis]);
   }
 }
 
@@ -375,7 +382,7 @@ int run_for_work_counts() {
       return 1;
     }
     wait_for_device("work counts");
-    const PlanCopy copy(index.plan(), shape.num_heads_q, 1, shape.head_dim);
+    const PlanCopy copy(index.plan(), shape.num_heads_q, 1, row_bytes);
     for (const cuda::HeadPlan& head : copy.heads) gathered += 2 * row_bytes * head.num_vertical;
   }
   const std::int64_t k_bytes = shape.num_heads_kv * shape.seq_kv * row_bytes;
@@ -395,7 +402,9 @@ int main(int argc, char** argv) {
   if (argc > 1 && std::string(argv[1]) == "work") return test::run_for_work_counts();
   test::test_memory_and_launches();
   test::test_plan_of_a_million();
-  test::test_large_strides();
-  test::test_attention_at_large_strides();
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat8E4M3}) {
+    test::test_large_strides(dtype);
+    test::test_attention_at_large_strides(dtype);
+  }
   return test::finish("large_cuda_test");
 }

@@ -20,7 +20,13 @@
 namespace minference::test {
 
 inline const char* dtype_name(DType dtype) {
-  return dtype == DType::kBFloat16 ? "bf16" : dtype == DType::kFloat16 ? "fp16" : "fp32";
+  constexpr const char* kNames[] = {"fp32", "bf16", "fp16", "fp8"};
+  return kNames[static_cast<int>(dtype)];
+}
+
+/// Of inputs of `dtype`.
+inline DType out_dtype(DType dtype) {
+  return dtype == DType::kFloat8E4M3 ? DType::kBFloat16 : dtype;
 }
 
 struct Layer {
@@ -30,7 +36,7 @@ struct Layer {
         q({c.batch, c.num_heads_q, c.seq_q, c.head_dim}, dtype, c.layout),
         k({c.batch, c.num_heads_kv, c.seq_kv, c.head_dim}, dtype, c.layout_kv),
         v({c.batch, c.num_heads_kv, c.seq_kv, c.head_dim}, dtype, c.layout_kv),
-        out({c.batch, c.num_heads_q, c.seq_q, c.head_dim}, dtype,
+        out({c.batch, c.num_heads_q, c.seq_q, c.head_dim}, out_dtype(dtype),
             c.layout == Layout::kExpanded ? Layout::kPlain : c.layout) {
     for (std::int64_t head = 0; head < c.num_heads_q; ++head) {
       patterns.push_back(c.patterns[head % c.patterns.size()]);
@@ -47,6 +53,14 @@ struct Layer {
       host.lse_stride[0] = c.num_heads_q * c.seq_q;
       host.lse_stride[1] = is_rows_first ? 1 : c.seq_q;
       host.lse_stride[2] = is_rows_first ? c.num_heads_q : 1;
+    }
+    if (is_float8()) {
+      q_scale.resize(c.num_heads_q);
+      k_scale.resize(c.num_heads_kv);
+      v_scale.resize(c.num_heads_kv);
+      host.q_scale = q_scale.data();
+      host.k_scale = k_scale.data();
+      host.v_scale = v_scale.data();
     }
     host.softmax_scale = c.scale;
     host.num_threads = 2;
@@ -65,6 +79,10 @@ struct Layer {
     return host.cu_seqlens_q ? host.num_sequences : host.q.shape[0];
   }
   std::int64_t num_lists() const { return num_sequences() * c.num_heads_q; }
+  bool is_float8() const { return host.q.dtype == DType::kFloat8E4M3; }
+  std::int64_t row_bytes() const {
+    return c.head_dim * static_cast<std::int64_t>(element_bytes(host.q.dtype));
+  }
 
   /// Points the host's arguments to the lengths of the case.
   void set_lengths() {
@@ -88,6 +106,9 @@ struct Layer {
       fill_rows(v, b, begin, c.seq_kv, 1, generator);
     }
     if (c.has_nonfinite) spoil_values(k, v);
+    fill_scales(q_scale, 0.3, 0.17, seed);
+    fill_scales(k_scale, 1.7, -0.19, seed);
+    fill_scales(v_scale, 0.4, 0.23, seed);
     fill_lists(generator);
   }
 
@@ -104,6 +125,9 @@ struct Layer {
     device.first_valid_key = test::copy_to_device(c.first_valid_key, &device_first_valid);
     device.cu_seqlens_q = test::copy_to_device(c.cu_seqlens_q, &device_cu_q);
     device.cu_seqlens_kv = test::copy_to_device(c.cu_seqlens_kv, &device_cu_kv);
+    device.q_scale = copy_scales(q_scale, &device_q_scale);
+    device.k_scale = copy_scales(k_scale, &device_k_scale);
+    device.v_scale = copy_scales(v_scale, &device_v_scale);
     device_params = host_params;
     device_params.vertical_idx = with_ignored(vertical_idx, 3, &device_vertical);
     device_params.slash_idx = with_ignored(slash_idx, 3, &device_slash);
@@ -118,6 +142,9 @@ struct Layer {
     device_first_valid.write(c.first_valid_key.data());
     device_cu_q.write(c.cu_seqlens_q.data());
     device_cu_kv.write(c.cu_seqlens_kv.data());
+    device_q_scale.write(q_scale.data());
+    device_k_scale.write(k_scale.data());
+    device_v_scale.write(v_scale.data());
     device_vertical.write(entries_with_ignored(vertical_idx, 3).data());
     device_slash.write(entries_with_ignored(slash_idx, 3).data());
     device_block.write(entries_with_ignored(block_idx, 4).data());
@@ -157,14 +184,30 @@ struct Layer {
   HeapTensor q, k, v, out;
   HeapBytes lse;
   HeapIndex vertical_idx, slash_idx, block_idx;
+  std::vector<float> q_scale, k_scale, v_scale;  // empty but for float8
   Patterns patterns;
   AttentionArgs host, device;
   SparseAttentionParams host_params, device_params;
   DeviceBytes device_q, device_k, device_v, device_out, device_lse, device_first_valid, device_cu_q,
       device_cu_kv;
+  DeviceBytes device_q_scale, device_k_scale, device_v_scale;
   DeviceBytes device_vertical, device_slash, device_block;
 
  private:
+  /// Another for every head, none a power of two; with another seed other ones.
+  static void fill_scales(std::vector<float>& scales, double first, double step, unsigned seed) {
+    constexpr std::size_t kPeriod = 8;
+    for (std::size_t head = 0; head < scales.size(); ++head) {
+      scales[head] = static_cast<float>(first + step * ((head + seed) % kPeriod));
+    }
+  }
+
+  /// At no more than their alignment. Null for none.
+  static const float* copy_scales(const std::vector<float>& scales, DeviceBytes* memory) {
+    *memory = DeviceBytes(scales.data(), scales.size() * sizeof(float), sizeof(float));
+    return scales.empty() ? nullptr : memory->as<float>();
+  }
+
   /// Random entries in [0, limit), in any order, some twice, every fifth missing (-1).
   static void fill_list(std::int32_t* list, std::int64_t count, std::int64_t limit,
                         std::mt19937& generator) {

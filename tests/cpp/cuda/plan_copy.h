@@ -51,9 +51,10 @@ inline bool test_bit(const std::uint32_t* words, std::int64_t bit) {
 }
 
 struct PlanCopy {
+  /// `bytes_of_row`: of k or v.
   PlanCopy(const cuda::LayerPlan& from, std::int64_t num_heads_q, std::int64_t num_sequences,
-           std::int64_t head_dim)
-      : plan(from), num_heads(num_heads_q), row_bytes(2 * head_dim) {
+           std::int64_t bytes_of_row)
+      : plan(from), num_heads(num_heads_q), row_bytes(bytes_of_row) {
     heads = read_device(plan.heads, num_sequences * num_heads);
     verticals = read_device(plan.verticals, num_heads * plan.vertical_rows.total);
     slashes = read_device(plan.slashes, num_heads * plan.slash_rows.total);

@@ -13,6 +13,7 @@
 
 #include "../check.h"
 #include "cpu/plan.h"
+#include "float8.h"
 #include "layer.h"
 #include "plan/cost.h"
 #include "plan_copy.h"
@@ -360,7 +361,8 @@ void check_own_call(const Layer& layer, const PlanCopy& copy, std::int64_t every
   const std::int64_t keys = layer.c.seq_kv - (layer.c.seq_q - end);
   plan::Problem problem = layer.device_problem(run.may_fall_back, false);
   problem.args.q.data =
-      static_cast<char*>(problem.args.q.data) + 2 * begin * layer.q.view.stride[2];
+      static_cast<char*>(problem.args.q.data) +
+      begin * layer.q.view.stride[2] * static_cast<std::int64_t>(element_bytes(layer.host.q.dtype));
   problem.args.q.shape[2] = end - begin;
   problem.args.k.shape[2] = problem.args.v.shape[2] = keys;
   problem.estimate_every = 0;
@@ -374,7 +376,7 @@ void check_own_call(const Layer& layer, const PlanCopy& copy, std::int64_t every
   cuda::LayerIndex index(problem, workspace.data());
   CHECK(index.build(0) == Status::kOk, "%s: own call: %s", what.c_str(), last_error());
   wait_for_device(what.c_str());
-  const PlanCopy own(index.plan(), layer.c.num_heads_q, layer.num_sequences(), layer.c.head_dim);
+  const PlanCopy own(index.plan(), layer.c.num_heads_q, layer.num_sequences(), layer.row_bytes());
   const std::vector<reference::Sequence> sequences = reference::sequences(layer.host);
   for (std::int64_t n = 0; n < layer.num_lists(); ++n) {
     const std::int64_t head = n % layer.c.num_heads_q, sequence = n / layer.c.num_heads_q;
@@ -407,7 +409,8 @@ void test_run(const Layer& layer, const Run& run, const std::string& what) {
     CHECK(status == Status::kOk, "%s: %s", what.c_str(), last_error());
     if (status != Status::kOk) return;
     wait_for_device(what.c_str());
-    const PlanCopy copy(index.plan(), layer.c.num_heads_q, layer.num_sequences(), layer.c.head_dim);
+    const PlanCopy copy(index.plan(), layer.c.num_heads_q, layer.num_sequences(),
+                        layer.row_bytes());
     CHECK(run.needs_values || index.plan().gathered_k == nullptr, "%s: values gathered",
           what.c_str());
     for (std::int64_t n = 0; n < layer.num_lists(); ++n) {
@@ -586,6 +589,10 @@ int main(int argc, char** argv) {
     for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
       test::test_case(c, dtype, {.may_fall_back = false, .needs_values = true});
       test::test_case(c, dtype, {.may_fall_back = true, .needs_values = false});
+    }
+    // Of another type the estimation and gathered rows alone are others.
+    if (test::runs_in_float8(c.shape)) {
+      test::test_case(c, DType::kFloat8E4M3, {.may_fall_back = false, .needs_values = true});
     }
   }
   if (test::is_chosen("senseless lengths", argc, argv)) test::test_senseless_layouts();

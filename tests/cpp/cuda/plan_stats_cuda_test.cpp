@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../check.h"
+#include "float8.h"
 #include "layer.h"
 #include "plan_copy.h"
 
@@ -90,7 +91,7 @@ std::vector<PlanStats> host_stats(const AttentionArgs& args, const SparseAttenti
 
 /// Statistics of the CPU for the device's own lines, chunk by chunk of the queries: each as a call
 /// of its own with lists, and as dense attention where the device's plan says so.
-std::vector<PlanStats> expected_stats(const Layer& layer, bool may_fall_back,
+std::vector<PlanStats> expected_stats(const Layer& layer, const Layer& for_cpu, bool may_fall_back,
                                       const std::string& what) {
   const plan::Problem problem = layer.device_problem(may_fall_back, false);
   const DeviceBytes workspace =
@@ -102,7 +103,8 @@ std::vector<PlanStats> expected_stats(const Layer& layer, bool may_fall_back,
   for (std::int32_t chunk = 0; chunk < index.num_query_chunks(); ++chunk) {
     CHECK(index.build(chunk) == Status::kOk, "%s: %s", what.c_str(), last_error());
     wait_for_device(what.c_str());
-    const PlanCopy copy(index.plan(), layer.c.num_heads_q, layer.num_sequences(), layer.c.head_dim);
+    const PlanCopy copy(index.plan(), layer.c.num_heads_q, layer.num_sequences(),
+                        layer.row_bytes());
     for (std::int64_t n = 0; n < layer.num_lists(); ++n) {
       const std::int64_t head = n % layer.c.num_heads_q,
                          group = layer.c.num_heads_q / layer.c.num_heads_kv;
@@ -111,12 +113,12 @@ std::vector<PlanStats> expected_stats(const Layer& layer, bool may_fall_back,
       const HeadView view(copy, rows, head);
       // One head, one sequence, the chunk's queries. tri_shape counts its last queries from the
       // end of the sequence.
-      AttentionArgs args = layer.host;
+      AttentionArgs args = for_cpu.host;
       args.first_valid_key = args.cu_seqlens_q = args.cu_seqlens_kv = nullptr;
       args.num_sequences = 0;
       const reference::Sequence& s = rows.sequence;
-      args.q.data = layer.q.at(s.batch, head, s.q_begin + rows.row_begin, 0);
-      args.k.data = layer.k.at(s.batch, head / group, s.kv_begin, 0);
+      args.q.data = for_cpu.q.at(s.batch, head, s.q_begin + rows.row_begin, 0);
+      args.k.data = for_cpu.k.at(s.batch, head / group, s.kv_begin, 0);
       args.q.shape[0] = args.q.shape[1] = args.k.shape[0] = args.k.shape[1] = 1;
       args.q.shape[2] = rows.num_rows();
       args.k.shape[2] = rows.chunk_kv_len();
@@ -207,20 +209,40 @@ bool is_determined(const Layer& layer, std::int64_t head, bool may_fall_back) {
   }
 }
 
+/// `from` times the scales of its heads, in float32.
+void store_scaled(const TensorView& from, const float* scales, const HeapTensor& to) {
+  for (std::int64_t b = 0; b < from.shape[0]; ++b) {
+    for (std::int64_t h = 0; h < from.shape[1]; ++h) {
+      for (std::int64_t r = 0; r < from.shape[2]; ++r) {
+        const std::vector<double> row = reference::load_scaled_row(from, scales, b, h, r);
+        for (std::size_t d = 0; d < row.size(); ++d) {
+          store_element(to.at(b, h, r, d), DType::kFloat32, row[d]);
+        }
+      }
+    }
+  }
+}
+
 void test_case(const Case& c, DType dtype, bool may_fall_back) {
   const std::string what =
       std::string(c.reason) + ", " + dtype_name(dtype) + (may_fall_back ? ", may fall back" : "");
   Layer layer(c, dtype);
+  // float8 is not for the CPU.
+  const Layer for_cpu(c, layer.is_float8() ? DType::kFloat32 : dtype);
+  if (layer.is_float8()) {
+    store_scaled(layer.host.q, layer.host.q_scale, for_cpu.q);
+    store_scaled(layer.host.k, layer.host.k_scale, for_cpu.k);
+  }
   const std::vector<PlanStats> found = device_stats(layer, may_fall_back, what);
   SparseAttentionParams params = layer.host_params;
   params.dense_fallback = may_fall_back ? 1 : 0;
-  const std::vector<PlanStats> on_cpu = host_stats(layer.host, params, layer.num_lists(), what);
-  const std::vector<PlanStats> expected = expected_stats(layer, may_fall_back, what);
+  const std::vector<PlanStats> by_cpu = host_stats(for_cpu.host, params, layer.num_lists(), what);
+  const std::vector<PlanStats> expected = expected_stats(layer, for_cpu, may_fall_back, what);
   const std::vector<reference::Sequence> sequences = reference::sequences(layer.host);
   for (std::int64_t n = 0; n < layer.num_lists(); ++n) {
     const std::int64_t head = n % c.num_heads_q;
     const std::string where = what + ", list " + std::to_string(n);
-    if (is_determined(layer, head, may_fall_back)) compare(found[n], on_cpu[n], where + ", CPU");
+    if (is_determined(layer, head, may_fall_back)) compare(found[n], by_cpu[n], where + ", CPU");
     if (sequences[n / c.num_heads_q].q_len > 0 && expected[n].plan_bytes == 0) {
       compare(found[n], expected[n], where + ", own lines");
     }
@@ -243,6 +265,11 @@ int main(int argc, char** argv) {
     if (!test::is_chosen(c.reason, argc, argv)) continue;
     test::test_case(c, DType::kBFloat16, false);
     test::test_case(c, DType::kFloat16, true);
+  }
+  for (const test::Case& c : test::kStatsCases) {
+    if (!test::is_chosen(c.reason, argc, argv) || !test::runs_in_float8(c)) continue;
+    test::test_case(c, DType::kFloat8E4M3, false);
+    test::test_case(c, DType::kFloat8E4M3, true);
   }
   return test::finish("plan_stats_cuda_test");
 }

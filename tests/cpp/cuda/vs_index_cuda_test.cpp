@@ -8,7 +8,8 @@
 //
 //   |score - expected| <= (4e-6 + 2^-20 L) expected
 //
-// and of two lines that this cannot tell apart either may be selected.
+// and of two lines that this cannot tell apart either may be selected. q and k of float8 are meant
+// times their scales.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -19,6 +20,7 @@
 
 #include "../check.h"
 #include "cpu/select.h"
+#include "float8.h"
 #include "layer.h"
 
 namespace minference::test {
@@ -230,6 +232,7 @@ std::vector<EstimateCase> make_cases() {
 }
 
 void store_bits(void* element, DType dtype, std::uint16_t bf16, std::uint16_t fp16) {
+  if (dtype == DType::kFloat8E4M3) return store_element(element, dtype, std::nan(""));
   const std::uint16_t bits = dtype == DType::kFloat16 ? fp16 : bf16;
   std::memcpy(element, &bits, sizeof bits);
 }
@@ -244,7 +247,7 @@ std::int64_t spoil(Layer& layer, Content content) {
     case Content::kEqualKeys:
       for (std::int64_t h = 0; h < layer.c.num_heads_kv; ++h) {
         for (std::int64_t j = 1; j < layer.c.seq_kv; ++j) {
-          std::memcpy(layer.k.at(0, h, j, 0), layer.k.at(0, h, 0, 0), 2 * layer.c.head_dim);
+          std::memcpy(layer.k.at(0, h, j, 0), layer.k.at(0, h, 0, 0), layer.row_bytes());
         }
       }
       return 0;
@@ -378,12 +381,14 @@ void check_against_oracle(const Lines& lines, const std::vector<double>& expecte
 
 /// L: what no logit of the head's last queries exceeds, in log2 units.
 double largest_logit(const Layer& layer, const reference::Sequence& sequence, std::int64_t head) {
-  const auto largest = [&](const TensorView& view, std::int64_t head, std::int64_t begin,
-                           std::int64_t end) {
+  const auto largest = [&](const TensorView& view, const float* scales, std::int64_t head,
+                           std::int64_t begin, std::int64_t end) {
     double result = 0;
     for (std::int64_t row = begin; row < end; ++row) {
       double square = 0;
-      for (double x : reference::load_row(view, sequence.batch, head, row)) square += x * x;
+      for (double x : reference::load_scaled_row(view, scales, sequence.batch, head, row)) {
+        square += x * x;
+      }
       result = std::max(result, square);
     }
     return std::sqrt(result);
@@ -391,8 +396,9 @@ double largest_logit(const Layer& layer, const reference::Sequence& sequence, st
   const std::int64_t q_end = sequence.q_begin + sequence.q_len;
   const std::int64_t q_begin = std::max(sequence.q_begin, q_end - 64);
   const std::int64_t head_kv = head / (layer.c.num_heads_q / layer.c.num_heads_kv);
-  return largest(layer.host.q, head, q_begin, q_end) *
-         largest(layer.host.k, head_kv, sequence.kv_begin, sequence.kv_begin + sequence.kv_len) *
+  return largest(layer.host.q, layer.host.q_scale, head, q_begin, q_end) *
+         largest(layer.host.k, layer.host.k_scale, head_kv, sequence.kv_begin,
+                 sequence.kv_begin + sequence.kv_len) *
          reference::softmax_scale(layer.host) * 1.4426950408889634;
 }
 
@@ -469,6 +475,11 @@ void test_case(const EstimateCase& c, DType dtype) {
         "%s: other bits in another run", what.c_str());
 }
 
+/// Those that float8 has: not infinity, nor lengths that would only take long.
+bool is_for_float8(const EstimateCase& c) {
+  return c.content != Content::kInfKey && c.shape.seq_kv <= 5000 && runs_in_float8(c.shape);
+}
+
 }  // namespace
 }  // namespace minference::test
 
@@ -478,6 +489,7 @@ int main(int argc, char** argv) {
     if (!test::is_chosen(c.shape.reason, argc, argv)) continue;
     test::test_case(c, DType::kBFloat16);
     test::test_case(c, DType::kFloat16);
+    if (test::is_for_float8(c)) test::test_case(c, DType::kFloat8E4M3);
   }
   return test::finish("vs_index_cuda_test");
 }

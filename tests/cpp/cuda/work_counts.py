@@ -12,12 +12,13 @@ ptxsim's statistics, on one thread, where they are exact. Index and plan, of lay
 * of all global accesses at most 5 % of the sectors are more than their bytes fill;
 * bank conflicts cost at most 2 % of the cycles that shared memory accesses take, in every kernel.
 
-Attention, of one head of 128 dimensions in bfloat16 (`attention_cuda_test work PATTERN TOKENS`), by
-the kernels of both architectures; a table per pattern, and rules:
+Attention, of one head of 128 dimensions (`attention_cuda_test work PATTERN TOKENS DTYPE`), in
+bfloat16 by the kernels of both architectures, in float8 by that of sm_90; a table per pattern, and
+rules:
 
 * a dense causal head takes at most so many instructions of a warp per 128 x 128 scores that are
   computed: what 4K (sm_80) or 8K (sm_90) tokens take more than half of them, 8,500 and 5,161, which
-  is what FlashAttention-3 executes;
+  is what FlashAttention-3 executes in bfloat16;
 * lines in bands that leave out about 90 and 98 %, at 64K tokens (or TOKENS): at least 95 % (sm_80),
   93 and 85 % (sm_90) of the tensor cores' work is for pairs that the plan attends;
 * no bank conflicts in the loop over stages: at most 1 cycle per 100 accesses of shared memory.
@@ -46,18 +47,22 @@ TILE_PAIRS = 128 * 128
 SPARSE_TOKENS = 65536
 MAX_ATTENTION_CONFLICTS = 0.01
 
-# Of attention, by architecture: tokens of the dense head and most instructions per tile; least
-# share of useful work of patterns.
-DENSE = {"sm_80": (4096, 8500), "sm_90": (8192, 5161)}
-USEFUL = {"sm_80": {"clustered_90": 0.95}, "sm_90": {"clustered_90": 0.93, "clustered_98": 0.85}}
+# Of attention, by architecture and dtype: tokens of the dense head and most instructions per tile;
+# least share of useful work of patterns, which is the same with all dtypes.
+DENSE = {("sm_80", "bf16"): (4096, 8500), ("sm_90", "bf16"): (8192, 5161)}
+DENSE["sm_90", "fp8"] = DENSE["sm_90", "bf16"]
+USEFUL = {
+    ("sm_80", "bf16"): {"clustered_90": 0.95},
+    ("sm_90", "bf16"): {"clustered_90": 0.93, "clustered_98": 0.85},
+}
 # What the table shows besides: stages without masks, of gathered columns, with masks, alone.
-OTHERS = {"sm_80": (), "sm_90": ("a_shape", "verticals", "exact", "isolated")}
+OTHERS = ("a_shape", "verticals", "exact", "isolated")
 OTHER_TOKENS = 16384
 
 
 def short_name(name: str) -> str:
     """RowStats of estimate<..., RowStats>(...), build_plan of ...::build_plan(...)."""
-    head = name.split("(minference", 1)[0]
+    head = name.split("(minference::cuda", 1)[0]
     passes = re.search(r"\b(RowStats|LineSums)\b", head)
     return passes.group(1) if passes else re.split(r"::|\s", head.split("<", 1)[0])[-1]
 
@@ -105,35 +110,38 @@ def run(
         return json.loads(result.stdout), {short_name(k["name"]): Kernel(k) for k in kernels}
 
 
-def check_attention(ptxsim: str, program: str, device: str, sparse_tokens: int) -> list[str]:
+def check_attention(
+    ptxsim: str, program: str, device: str, dtype: str, sparse_tokens: int
+) -> list[str]:
     failures: list[str] = []
+    case = f"{device} {dtype}"
 
     def attend(pattern: str, tokens: int) -> tuple[Kernel, float]:
         """The kernel's counts, and the share of its tensor work that is for attended pairs."""
-        needed, kernels = run(ptxsim, device, program, pattern, str(tokens))
+        needed, kernels = run(ptxsim, device, program, pattern, str(tokens), dtype)
         kernel = kernels["attention_fwd"]
         if kernel.conflict_share() > MAX_ATTENTION_CONFLICTS:
-            failures.append(f"{device}, {pattern}: {kernel.conflicts} cycles of bank conflicts")
+            failures.append(f"{case}, {pattern}: {kernel.conflicts} cycles of bank conflicts")
         useful = needed["attended_pairs"] / TILE_PAIRS / kernel.tiles
         skipped = 1 - needed["attended_pairs"] / needed["causal_pairs"]
         print(
-            f"{device} {pattern:12} {tokens:6} {skipped:7.1%} {kernel.tiles:8.0f} {useful:6.3f} "
+            f"{case:10} {pattern:12} {tokens:6} {skipped:7.1%} {kernel.tiles:8.0f} {useful:6.3f} "
             f"{kernel.instructions / kernel.tiles:12.0f} {kernel.loaded / kernel.tiles / 1024:9.1f}"
         )
         return kernel, useful
 
-    print("                   tokens skipped 128x128s useful instructions KB loaded  (per 128x128)")
-    tokens, most = DENSE[device]
+    print(f"{'':23} tokens skipped 128x128s useful instructions KB loaded  (per 128x128)")
+    tokens, most = DENSE[device, dtype]
     (half, _), (whole, _) = attend("dense", tokens // 2), attend("dense", tokens)
     more = (whole.instructions - half.instructions) / (whole.tiles - half.tiles)
-    print(f"{device} dense: {more:.0f} instructions per 128 x 128 more")
+    print(f"{case} dense: {more:.0f} instructions per 128 x 128 more")
     if more > most:
-        failures.append(f"{device}, dense: {more:.0f} warp instructions per 128 x 128")
-    for pattern, least in USEFUL[device].items():
+        failures.append(f"{case}, dense: {more:.0f} warp instructions per 128 x 128")
+    for pattern, least in USEFUL.get((device, dtype), {}).items():
         _, useful = attend(pattern, sparse_tokens)
         if useful < least:
-            failures.append(f"{device}, {pattern}: {useful:.3f} of the work is for attended pairs")
-    for pattern in OTHERS[device]:
+            failures.append(f"{case}, {pattern}: {useful:.3f} of the work is for attended pairs")
+    for pattern in OTHERS if device == "sm_90" else ():
         attend(pattern, OTHER_TOKENS)
     return failures
 
@@ -183,8 +191,8 @@ def check_index(ptxsim: str, program: str) -> list[str]:
 
 def main(ptxsim: str, index: str, attention: str, tokens: int) -> int:
     failures = check_index(ptxsim, index)
-    for device in DENSE:
-        failures += check_attention(ptxsim, attention, device, tokens)
+    for device, dtype in DENSE:
+        failures += check_attention(ptxsim, attention, device, dtype, tokens)
     for failure in failures:
         print(f"too much work: {failure}")
     return 1 if failures else 0

@@ -1,0 +1,8 @@
+#include "any/estimate.cuh"
+
+namespace minference::cuda {
+
+template cudaError_t launch_estimate<DType::kFloat8E4M3, 64>(EstimatePass, const EstimateParams&,
+                                                             cudaStream_t);
+
+}  // namespace minference::cuda
