@@ -93,12 +93,16 @@ class Case:
         return self.head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
 
     @property
+    def out_dtype(self) -> torch.dtype:
+        return BF16 if self.dtype == F8 else self.dtype or F32
+
+    @property
     def is_estimated(self) -> bool:
         return any(isinstance(p, VerticalSlash | BlockSparse) for p in self.heads)
 
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-DTYPES = (F32, BF16, F16)
+F32, BF16, F16, F8 = torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn
+DTYPES = (F32, BF16, F16)  # those of a CPU; F8 is for GPUs of compute capability 9.0
 MODES: tuple[Mode, ...] = ("cover", "exact", "reference")
 
 
@@ -799,3 +803,85 @@ MIXED = [
 ]
 
 ALL = [*DENSE, *STREAMING, *LINES, *VERTICAL_SLASH, *BLOCK_SPARSE, *MIXED]
+
+# With a scale for each head of q, k and v. head_dim is a multiple of 16, rows are aligned.
+_float8 = replace(_mixed, dtype=F8, head_dim=128, q_len=300)
+FLOAT8 = [
+    *[
+        _float8.regular(
+            f"float8-{name}",
+            heads=(pattern,),
+            num_heads_q=4,
+            covers_all=isinstance(pattern, Dense),
+            reason="every op",
+        )
+        for name, pattern in zip(
+            ("dense", "a-shape", "tri-shape", "vs", "lines", "top-k", "blocks"),
+            _EVERY_PATTERN,
+            strict=False,
+        )
+    ],
+    *[
+        _float8.awkward(
+            f"float8-dense-d{d}",
+            heads=(Dense(),),
+            q_len=150,
+            head_dim=d,
+            covers_all=True,
+            reason="head_dim of every instance, and those that fill none",
+        )
+        for d in (16, 64, 80, 96, 240, 256)
+    ],
+    *[_float8.regular(f"float8-mixed-{mode}", mode=mode, reason="every pattern") for mode in MODES],
+    _float8.awkward(
+        "float8-mixed-fused",
+        layout="fused",
+        batch=2,
+        head_dim=64,
+        q_len=200,
+        reason="rows of one projection",
+    ),
+    _float8.awkward(
+        "float8-mixed-every-second",
+        layout="every_second",
+        head_dim=256,
+        softmax_scale=0.1,
+        reason="rows with gaps",
+    ),
+    _float8.awkward(
+        "float8-mixed-left-padded",
+        q_len=200,
+        batch=3,
+        first_valid_key=(0, 50, 200),
+        reason="every pattern counts from the first valid key",
+    ),
+    _float8.awkward(
+        "float8-mixed-packed",
+        lengths=((65, 65), (1, 1), (0, 0), (70, 300)),
+        reason="sequences of any length",
+    ),
+    _float8.awkward(
+        "float8-mixed-chunk",
+        q_len=190,
+        kv_len=333,
+        estimate_every=64,
+        reason="lines of each chunk of queries",
+    ),
+    _float8.awkward(
+        "float8-dense-few-queries",
+        heads=(Dense(),),
+        q_len=70,
+        kv_len=1100,
+        num_heads_q=2,
+        covers_all=True,
+        reason="keys cut in parts",
+    ),
+    _float8.corner(
+        "float8-dense-steep",
+        heads=(Dense(),),
+        spread=8.0,
+        num_heads_q=2,
+        covers_all=True,
+        reason="logits tens apart: few keys take all the weight",
+    ),
+]

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import minference_ext
@@ -24,7 +24,7 @@ from minference_ext import HeadPattern
 from torch import Tensor
 
 from tests import reference
-from tests.cases import Case, Layout
+from tests.cases import F8, Case, Layout
 from tests.reference import (
     AShape,
     Blocks,
@@ -136,13 +136,15 @@ class Solution:
 
 @functools.lru_cache(maxsize=4)
 def solve(case: Case) -> Solution:
-    """Random data, drawn until every estimation decides clearly, and the oracle's result."""
+    """Random data, drawn until every estimation decides clearly, and the oracle's result: of float8
+    that of the values times the scales of their heads."""
     with threads(1):  # matmuls this small only wait for each other's threads
         for seed in range(case.seed, case.seed + 40):
             q, k, v = draw(case, seed)
-            mask, gap = attended_pairs(case, q, k)
+            values = scaled(case, q, k, v)
+            mask, gap = attended_pairs(case, *values[:2])
             if gap >= MIN_GAP:
-                return attend(case, q, k, v, mask)
+                return replace(attend(case, *values, mask), q=q, k=k, v=v)
     raise AssertionError(f"{case}: no seed gives an estimation without near ties")
 
 
@@ -170,6 +172,25 @@ def draw(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     k = normal(kv_batch, case.num_heads_kv, case.seq_kv).expand(case.batch, -1, -1, -1)
     v = normal(kv_batch, case.num_heads_kv, case.seq_kv).expand(case.batch, -1, -1, -1)
     return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def head_scales(case: Case) -> dict[str, Tensor]:
+    """The scales a float8 case is called with, another one for each head; none for other types."""
+    if case.dtype != F8:
+        return {}
+    return {
+        "q_scale": torch.linspace(0.6, 1.5, case.num_heads_q),
+        "k_scale": torch.linspace(1.7, 0.8, case.num_heads_kv),
+        "v_scale": torch.linspace(0.3, 2.5, case.num_heads_kv),
+    }
+
+
+def scaled(case: Case, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a call with these tensors attends: of float8 the values times the scales, in float64."""
+    scales = [scale.double()[:, None, None] for scale in head_scales(case).values()]
+    if not scales:
+        return q, k, v
+    return q.double() * scales[0], k.double() * scales[1], v.double() * scales[2]
 
 
 def attended_pairs(case: Case, q: Tensor, k: Tensor) -> tuple[Tensor, float]:
@@ -202,6 +223,9 @@ def attended_pairs(case: Case, q: Tensor, k: Tensor) -> tuple[Tensor, float]:
 
 def attend(case: Case, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Solution:
     """Oracle and baseline over a given mask."""
+    plain = reference.attention_low_precision
+    if case.dtype == F8:
+        plain = reference.attention_float8
     out = torch.zeros(q.shape, dtype=torch.float64)
     lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float64)
     baseline_out, baseline_lse = out.clone(), lse.clone()
@@ -213,7 +237,7 @@ def attend(case: Case, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Solutio
             pairs = mask[span.batch, head, span.q, span.kv]
             data = (q[rows], k[keys], v[keys], pairs, case.scale)
             out[rows], lse[rows] = reference.attention(*data)
-            baseline_out[rows], baseline_lse[rows] = reference.attention_low_precision(*data)
+            baseline_out[rows], baseline_lse[rows] = plain(*data)
     return Solution(q, k, v, mask, out, lse, baseline_out, baseline_lse)
 
 
@@ -261,9 +285,10 @@ def arguments(case: Case, q: Tensor, k: Tensor, v: Tensor, device: str = "cpu") 
 
     outer: Layout = "contiguous" if case.layout == "shared_batch" else case.layout
     q, k, v = place(q, outer), place(k, case.layout), place(v, case.layout)
-    out = laid_out(q.shape, outer, q.dtype, device)
+    out = laid_out(q.shape, outer, case.out_dtype, device)
     lse = _nan(q.shape[:3], torch.float32, device)
     keywords: dict[str, Any] = {"softmax_scale": case.softmax_scale}
+    keywords |= {name: scale.to(device) for name, scale in head_scales(case).items()}
     if case.first_valid_key is not None:
         keywords["first_valid_key"] = torch.tensor(
             case.first_valid_key, dtype=torch.int32, device=device
@@ -397,13 +422,16 @@ def run(case: Case, given: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def check_solution(name: str, case: Case, solution: Solution, out: Tensor, lse: Tensor) -> None:
-    """Results of a case against its oracle. The lse has a bound of its own, that of fp32."""
+    """Results of a case against its oracle. The lse has a bound of its own, that of fp32, but for
+    float8: Hopper adds its products with 13 bits of mantissa (arXiv 2411.10958)."""
     out, lse = batch_first(case, out, lse)
-    assert out.dtype == (case.dtype or torch.float32), f"{name}: out is {out.dtype}"
+    assert out.dtype == case.out_dtype, f"{name}: out is {out.dtype}"
     assert lse.dtype == torch.float32, f"{name}: lse is {lse.dtype}"
     out_term = rounding_term(out.dtype, solution.out)
     compare(f"{name}: out", out, solution.out, solution.baseline_out, out_term)
     lse_term = rounding_term(torch.float32, solution.lse) + 1e-6
+    if case.dtype == F8:
+        lse_term += 2.0**-10 * float(solution.lse.nan_to_num(neginf=0.0).abs().max())
     compare(f"{name}: lse", lse, solution.lse, solution.baseline_lse, lse_term)
 
 

@@ -306,3 +306,14 @@ def attention_low_precision(
     if q.dtype != torch.float32:
         logits = (q.float() @ k.float().T).mul_(scale).masked_fill_(hidden, -math.inf)
     return weights.to(q.dtype) @ v, torch.logsumexp(logits, dim=-1)
+
+
+def attention_float8(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same for values of float8 times their scales: scores in fp32, probabilities and values in
+    fp16, the output in bf16."""
+    logits = (q.float() @ k.float().T).mul_(scale).masked_fill_(~mask, -math.inf)
+    weights = torch.where(mask.any(-1, keepdim=True), torch.softmax(logits, dim=-1), 0.0)
+    out = weights.half().float() @ v.half().float()
+    return out.bfloat16(), torch.logsumexp(logits, dim=-1)

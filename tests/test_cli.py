@@ -202,27 +202,29 @@ def test_info_says_why(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("has_kernels", "capability", "meaning"),
+    ("architectures", "capability", "meaning"),
     [
-        (True, (9, 0), "torch sees a GPU: all ops run on it, in bfloat16 and float16"),
-        (True, (8, 0), "torch sees a GPU: all ops run on it, in bfloat16 and float16"),
-        (True, (7, 5), "torch sees a GPU: older than sm_80: tensors on it are refused"),
-        (True, None, "torch sees no device: nothing to run them on"),
-        (False, (9, 0), "torch sees a GPU: tensors on a GPU are refused; build with nvcc for them"),
+        ("80;90a", (9, 0), "a GPU: all ops run on it, in bfloat16, float16 and float8_e4m3fn"),
+        ("80", (9, 0), "a GPU: all ops run on it, in bfloat16 and float16"),
+        ("80;90a", (8, 0), "a GPU: all ops run on it, in bfloat16 and float16"),
+        ("80;90a", (7, 5), "a GPU: older than sm_80: tensors on it are refused"),
+        ("80;90a", None, "no device: nothing to run them on"),
+        ("", (9, 0), "a GPU: tensors on a GPU are refused; build with nvcc for them"),
     ],
 )
 def test_info_says_what_a_gpu_runs(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
-    has_kernels: bool,
+    architectures: str,
     capability: tuple[int, int] | None,
     meaning: str,
 ) -> None:
-    monkeypatch.setattr(info, "has_cuda", lambda: has_kernels)
+    monkeypatch.setattr(info, "has_cuda", lambda: architectures != "")
+    monkeypatch.setattr(info, "cuda_architectures", lambda: architectures)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert f"{meaning}\n" in run(capsys, "info")
+    assert f"torch sees {meaning}\n" in run(capsys, "info")
 
 
 def test_info_without_optional_packages(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -377,7 +377,7 @@ BAD: list[tuple[str, Callable[[], Any], str]] = [
     ("k rank", lambda: dense(k=Q[0]), r"k has 3 dimensions"),
     ("v rank", lambda: dense(v=Q[None]), r"v has 5 dimensions"),
     ("packed rank", lambda: dense(cu_seqlens_q=CU, cu_seqlens_kv=CU), r"q has 4 dimensions.* 3"),
-    ("q dtype", lambda: dense(Q.double()), r"q has dtype float64; float32, bfloat16 and float16"),
+    ("q dtype", lambda: dense(Q.double()), r"q has dtype float64; float32, bfloat16, float16 and"),
     ("k dtype", lambda: dense(k=Q.bfloat16()), r"\bk\b.*(bfloat16|dtype)"),
     ("v dtype", lambda: dense(v=Q.half()), r"\bv\b.*(float16|dtype)"),
     ("head_dim 12", lambda: dense(rand(1, 1, 4, 12)), r"head_dim 12"),

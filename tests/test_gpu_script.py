@@ -386,11 +386,13 @@ def test_kernels_and_multiprocessors_beside_each_other() -> None:
         attention_row("clustered 90%", goals.MMA_SYNC_ALONE, 19, kernel="sm80"),
         of_sm90("dense", ALONE, 100),
         {**of_sm90("dense", goals.RESERVED, 115), "slots": 116},
+        of_sm90("dense", goals.FLOAT8, 80),
     ]
     assert_notes(rows, "a GPU", f"128K clustered 90%, {ALONE} (sm90)", "1.90x of mma.sync")
     assert_notes(rows, "a GPU", "128K clustered 90%, mma.sync, attention alone (sm80)")
     note = "takes 1.150 times as long as on all, 1.138 by their number"
     assert_notes(rows, "a GPU", f"128K dense, {goals.RESERVED} (sm90)", note)
+    assert_notes(rows, "a GPU", f"128K dense, {goals.FLOAT8} (sm90)", "1.25x of bfloat16")
 
 
 @pytest.mark.parametrize("is_long", [False, True])

@@ -385,6 +385,17 @@ def test_unsupported_arguments_are_named(name: str, value: Any) -> None:
     integration.attention(module, q, k, v, None, softcap=None, use_cache=True, is_causal=True)
 
 
+@pytest.mark.parametrize("length", [1, 100])
+def test_float8_is_refused(length: int) -> None:
+    module = tiny().model.layers[0].self_attn
+    q, k, v = torch.randn(3, 1, HEADS, length, 32).to(torch.float8_e4m3fn)
+    with pytest.raises(NotImplementedError, match=r"query.dtype is torch\.float8_e4m3fn"):
+        integration.attention(module, q, k, v, None)
+    if length > 1:
+        with pytest.raises(RuntimeError, match=r"k has dtype float8_e4m3fn; .* float32 as q"):
+            integration.attention(module, q.float(), k, v, None)
+
+
 def test_dropout_in_training_is_refused() -> None:
     model = tiny("minference", attention_dropout=0.1).train()
     with pytest.raises(NotImplementedError, match=r"dropout is 0\.1"):

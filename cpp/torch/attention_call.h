@@ -86,7 +86,8 @@ class AttentionCall {
  public:
   AttentionCall(const Tensor& q, const Tensor& k, std::optional<double> softmax_scale,
                 const OptionalTensor& first_valid_key, const OptionalTensor& cu_seqlens_q,
-                const OptionalTensor& cu_seqlens_kv)
+                const OptionalTensor& cu_seqlens_kv, const OptionalTensor& q_scale,
+                const OptionalTensor& k_scale)
       : device_(q),
         layout_(cu_seqlens_q.has_value() || cu_seqlens_kv.has_value() ? Layout::kPacked
                                                                       : Layout::kBatched) {
@@ -108,6 +109,10 @@ class AttentionCall {
       args.first_valid_key = int32_vector(*first_valid_key, "first_valid_key", args.q.shape[0],
                                           "one entry per batch row", device_);
     }
+    args.q_scale =
+        head_scales(q_scale, "q_scale", args.q.shape[1], "one entry per head of q", device_);
+    args.k_scale =
+        head_scales(k_scale, "k_scale", args.k.shape[1], "one entry per head of k", device_);
   }
 
   void reserve(std::int64_t multiprocessors) {
@@ -116,13 +121,15 @@ class AttentionCall {
     args.reserved_multiprocessors = static_cast<std::int32_t>(multiprocessors);
   }
 
-  void set_value(const Tensor& v) { args.v = tensor_view(v, "v", layout_, device_); }
+  void set_value(const Tensor& v, const OptionalTensor& v_scale) {
+    args.v = tensor_view(v, "v", layout_, device_);
+    args.v_scale =
+        head_scales(v_scale, "v_scale", args.v.shape[1], "one entry per head of v", device_);
+  }
 
   void set_outputs(const Tensor& out, const Tensor& lse) {
     args.out = tensor_view(out, "out", layout_, device_);
-    device_.require_same(lse, "lse");
-    require(lse.scalar_type() == ScalarType::Float, "lse has dtype ", dtype_text(lse),
-            "; it must be float32");
+    require_dtype(lse, "lse", ScalarType::Float, device_);
     const std::int64_t* q = args.q.shape;
     const std::int64_t packed = layout_ == Layout::kPacked ? 1 : 0;
     bool fits = lse.dim() == 3 - packed;
@@ -136,11 +143,14 @@ class AttentionCall {
   }
 
   /// (out, lse). out is [batch, heads, seq, head_dim] over memory that is contiguous as
-  /// [batch, seq, heads, head_dim]: what the next projection reads. fake.py says the same.
+  /// [batch, seq, heads, head_dim]: what the next projection reads. Of float8 q it is bfloat16.
+  /// fake.py says the same.
   std::tuple<Tensor, Tensor> allocate_outputs(const Tensor& q) const {
     const auto [batch, heads, seq, dim] = args.q.shape;
-    std::int32_t dtype = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
+    std::int32_t dtype = aoti_torch_dtype_bfloat16();
+    if (args.q.dtype != DType::kFloat8E4M3) {
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(q.get(), &dtype));
+    }
     const std::int32_t lse_dtype = aoti_torch_dtype_float32();
     if (layout_ == Layout::kPacked) {
       return {allocate<3>({seq, heads, dim}, dtype, device_),

@@ -100,20 +100,21 @@ struct Attention;
 /// Both overloads of an op. The parameters follow the order of its schema.
 template <class Op, class Params, class... OpArgs>
 struct Attention<Op, Params (*)(AttentionCall&, OpArgs...)> {
-  static std::tuple<Tensor, Tensor> functional(const Tensor& q, const Tensor& k, const Tensor& v,
-                                               OpArgs... op_args,
-                                               std::optional<double> softmax_scale,
-                                               const OptionalTensor& first_valid_key,
-                                               const OptionalTensor& cu_seqlens_q,
-                                               const OptionalTensor& cu_seqlens_kv,
-                                               std::int64_t reserved_multiprocessors) {
+  static std::tuple<Tensor, Tensor> functional(
+      const Tensor& q, const Tensor& k, const Tensor& v, OpArgs... op_args,
+      std::optional<double> softmax_scale, const OptionalTensor& first_valid_key,
+      const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_kv,
+      std::int64_t reserved_multiprocessors, const OptionalTensor& q_scale,
+      const OptionalTensor& k_scale, const OptionalTensor& v_scale) {
     [[maybe_unused]] const std::tuple<Owner<std::decay_t<OpArgs>>...> owners(op_args...);
     return named(Op::kName, [&] {
-      AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
+      AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, q_scale,
+                         k_scale);
       call.reserve(reserved_multiprocessors);
       const Params params = Op::params(call, op_args...);
       auto [out, lse] = call.allocate_outputs(q);
-      run(call, params, v, out, lse);
+      call.set_value(v, v_scale);
+      run(call, params, out, lse);
       return std::make_tuple(out, lse);
     });
   }
@@ -121,20 +122,22 @@ struct Attention<Op, Params (*)(AttentionCall&, OpArgs...)> {
   static void into(const Tensor& q, const Tensor& k, const Tensor& v, OpArgs... op_args,
                    std::optional<double> softmax_scale, const OptionalTensor& first_valid_key,
                    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_kv,
-                   std::int64_t reserved_multiprocessors, const Tensor& out, const Tensor& lse) {
+                   std::int64_t reserved_multiprocessors, const OptionalTensor& q_scale,
+                   const OptionalTensor& k_scale, const OptionalTensor& v_scale, const Tensor& out,
+                   const Tensor& lse) {
     [[maybe_unused]] const std::tuple<Owner<std::decay_t<OpArgs>>...> owners(op_args...);
     named(Op::kName, [&] {
-      AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
+      AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, q_scale,
+                         k_scale);
       call.reserve(reserved_multiprocessors);
       const Params params = Op::params(call, op_args...);
-      run(call, params, v, out, lse);
+      call.set_value(v, v_scale);
+      run(call, params, out, lse);
     });
   }
 
  private:
-  static void run(AttentionCall& call, const Params& params, const Tensor& v, const Tensor& out,
-                  const Tensor& lse) {
-    call.set_value(v);
+  static void run(AttentionCall& call, const Params& params, const Tensor& out, const Tensor& lse) {
     call.set_outputs(out, lse);
     call.run([&](std::size_t* bytes) { return Op::workspace_bytes(call.args, params, bytes); },
              [&](void* workspace, std::size_t bytes) {

@@ -44,7 +44,9 @@ minference::DType dtype_from_name(const std::string& name, const std::string& su
   if (name == "float32") return minference::DType::kFloat32;
   if (name == "bfloat16") return minference::DType::kBFloat16;
   if (name == "float16") return minference::DType::kFloat16;
-  throw py::value_error(subject + " '" + name + "'; it must be 'float32', 'bfloat16' or 'float16'");
+  if (name == "float8_e4m3fn") return minference::DType::kFloat8E4M3;
+  throw py::value_error(subject + " '" + name +
+                        "'; it must be 'float32', 'bfloat16', 'float16' or 'float8_e4m3fn'");
 }
 
 std::string cpu_kernel_for(const std::string& dtype) {
@@ -73,6 +75,9 @@ py::dict attention_kernel(bool is_cuda, const Tensor& q, const Tensor& k, const 
   minference::AttentionArgs args;
   args.device = is_cuda ? minference::Device::kCuda : minference::Device::kCpu;
   args.q = args.out = tensor_view(q, "q");
+  if (args.q.dtype == minference::DType::kFloat8E4M3) {
+    args.out.dtype = minference::DType::kBFloat16;
+  }
   args.k = tensor_view(k, "k");
   args.v = tensor_view(v, "v");
   args.reserved_multiprocessors = reserved_multiprocessors;

@@ -21,10 +21,12 @@ Tensor plan_stats_op(const Tensor& q, const Tensor& k,
                      const OptionalTensor& block_idx, StringArgument mode,
                      std::int64_t estimate_every, bool dense_fallback,
                      std::optional<double> softmax_scale, const OptionalTensor& first_valid_key,
-                     const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_kv) {
+                     const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_kv,
+                     const OptionalTensor& q_scale, const OptionalTensor& k_scale) {
   const OwnedString mode_owner(mode);
   return named("plan_stats", [&] {
-    AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
+    AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, q_scale,
+                       k_scale);
     const SparseAttentionParams params =
         sparse_params(call, head_patterns, vertical_idx, slash_idx, block_idx, mode, estimate_every,
                       dense_fallback);

@@ -15,13 +15,15 @@ const std::string kSequences =
     "float? softmax_scale=None, Tensor? first_valid_key=None, "
     "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_kv=None";
 const std::string kReserved = ", int reserved_multiprocessors=0";
+const std::string kScales = ", Tensor? q_scale=None, Tensor? k_scale=None";
 const std::string kEstimation =
     "str mode=\"cover\", int estimate_every=0, bool dense_fallback=True, ";
 const std::string kIndices =
     "Tensor? vertical_idx=None, Tensor? slash_idx=None, Tensor? block_idx=None, ";
 
 void define_attention(StableLibrary& m, const std::string& name, const std::string& arguments) {
-  std::string inputs = "(Tensor q, Tensor k, Tensor v, " + arguments + kSequences + kReserved;
+  std::string inputs = "(Tensor q, Tensor k, Tensor v, " + arguments + kSequences + kReserved +
+                       kScales + ", Tensor? v_scale=None";
   m.def((name + inputs + ") -> (Tensor out, Tensor lse)").c_str());
   // torch.compile passes the arguments of an op that writes by name through a Python function with
   // a parameter `mode` of its own (torch 2.13), so there ours has another name.
@@ -46,12 +48,12 @@ STABLE_TORCH_LIBRARY(minference, m) {
   define_attention(m, "sparse_attention", "int[] head_patterns, *, " + kIndices + kEstimation);
 
   m.def(("plan_stats(Tensor q, Tensor k, int[] head_patterns, *, " + kIndices + kEstimation +
-         kSequences + ") -> Tensor")
+         kSequences + kScales + ") -> Tensor")
             .c_str());
   m.def(("estimate_vs_index(Tensor q, Tensor k, int[1] vertical_size, int[1] slash_size, *, " +
-         kSequences + ") -> (Tensor vertical_idx, Tensor slash_idx)")
+         kSequences + kScales + ") -> (Tensor vertical_idx, Tensor slash_idx)")
             .c_str());
-  m.def(("estimate_vs_scores(Tensor q, Tensor k, *, " + kSequences +
+  m.def(("estimate_vs_scores(Tensor q, Tensor k, *, " + kSequences + kScales +
          ") -> (Tensor column_scores, Tensor slash_scores)")
             .c_str());
   m.def(

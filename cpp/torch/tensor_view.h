@@ -52,8 +52,7 @@ struct ShapeText {
 };
 
 /// The element type as Python writes it, where a mix-up is likely.
-inline const char* dtype_text(const Tensor& tensor) {
-  const ScalarType type = tensor.scalar_type();
+inline const char* dtype_text(ScalarType type) {
   switch (type) {
     case ScalarType::Float:
       return "float32";
@@ -63,6 +62,8 @@ inline const char* dtype_text(const Tensor& tensor) {
       return "float16";
     case ScalarType::BFloat16:
       return "bfloat16";
+    case ScalarType::Float8_e4m3fn:
+      return "float8_e4m3fn";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Long:
@@ -104,9 +105,10 @@ inline DType element_type(const Tensor& tensor, const char* name) {
   const ScalarType type = tensor.scalar_type();
   if (type == ScalarType::Float) return DType::kFloat32;
   if (type == ScalarType::BFloat16) return DType::kBFloat16;
-  require(type == ScalarType::Half, name, " has dtype ", dtype_text(tensor),
-          "; float32, bfloat16 and float16 are supported");
-  return DType::kFloat16;
+  if (type == ScalarType::Half) return DType::kFloat16;
+  require(type == ScalarType::Float8_e4m3fn, name, " has dtype ", dtype_text(type),
+          "; float32, bfloat16, float16 and float8_e4m3fn are supported");
+  return DType::kFloat8E4M3;
 }
 
 inline void require_last_axis_contiguous(const Tensor& tensor, const char* name) {
@@ -139,10 +141,11 @@ inline TensorView tensor_view(const Tensor& tensor, const char* name, Layout lay
   return view;
 }
 
-inline void require_int32(const Tensor& tensor, const char* name, const CallDevice& device) {
+inline void require_dtype(const Tensor& tensor, const char* name, ScalarType type,
+                          const CallDevice& device) {
   device.require_same(tensor, name);
-  require(tensor.scalar_type() == ScalarType::Int, name, " has dtype ", dtype_text(tensor),
-          "; it must be int32");
+  require(tensor.scalar_type() == type, name, " has dtype ", dtype_text(tensor.scalar_type()),
+          "; it must be ", dtype_text(type));
 }
 
 /// Index lists with `rank` axes. An absent tensor gives an empty view.
@@ -150,7 +153,7 @@ inline IndexView index_view(const OptionalTensor& tensor, const char* name, std:
                             const CallDevice& device) {
   IndexView view;
   if (!tensor.has_value()) return view;
-  require_int32(*tensor, name, device);
+  require_dtype(*tensor, name, ScalarType::Int, device);
   require(tensor->dim() == rank, name, " has ", tensor->dim(), " dimensions, ", ShapeText{*tensor},
           "; it must have ", rank, ": ",
           rank == 3 ? "[sequences, heads, count]" : "[sequences, heads, row blocks, count]");
@@ -166,14 +169,29 @@ inline IndexView index_view(const OptionalTensor& tensor, const char* name, std:
   return view;
 }
 
-/// A contiguous int32 vector; `count` and its `meaning` are what its length must be.
-inline const std::int32_t* int32_vector(const Tensor& tensor, const char* name, std::int64_t count,
-                                        const char* meaning, const CallDevice& device) {
-  require_int32(tensor, name, device);
+/// A contiguous vector; `count` and its `meaning` are what its length must be.
+inline const void* vector_data(const Tensor& tensor, const char* name, ScalarType type,
+                               std::int64_t count, const char* meaning, const CallDevice& device) {
+  require_dtype(tensor, name, type, device);
   require(tensor.dim() == 1 && tensor.size(0) == count, name, " has shape ", ShapeText{tensor},
           "; it must be [", count, "] (", meaning, ")");
   require_last_axis_contiguous(tensor, name);
-  return static_cast<const std::int32_t*>(tensor.data_ptr());
+  return tensor.data_ptr();
+}
+
+inline const std::int32_t* int32_vector(const Tensor& tensor, const char* name, std::int64_t count,
+                                        const char* meaning, const CallDevice& device) {
+  return static_cast<const std::int32_t*>(
+      vector_data(tensor, name, ScalarType::Int, count, meaning, device));
+}
+
+/// Factors of the heads of a tensor; null where there are none.
+inline const float* head_scales(const OptionalTensor& scale, const char* name,
+                                std::int64_t num_heads, const char* meaning,
+                                const CallDevice& device) {
+  if (!scale.has_value()) return nullptr;
+  return static_cast<const float*>(
+      vector_data(*scale, name, ScalarType::Float, num_heads, meaning, device));
 }
 
 }  // namespace minference::binding

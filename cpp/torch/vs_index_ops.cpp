@@ -54,14 +54,14 @@ VsLines estimate(AttentionCall& call, const Sizes& vertical_size, const Sizes& s
   return lines;
 }
 
-std::tuple<Tensor, Tensor> estimate_vs_index_op(const Tensor& q, const Tensor& k,
-                                                const Sizes& vertical_size, const Sizes& slash_size,
-                                                std::optional<double> softmax_scale,
-                                                const OptionalTensor& first_valid_key,
-                                                const OptionalTensor& cu_seqlens_q,
-                                                const OptionalTensor& cu_seqlens_kv) {
+std::tuple<Tensor, Tensor> estimate_vs_index_op(
+    const Tensor& q, const Tensor& k, const Sizes& vertical_size, const Sizes& slash_size,
+    std::optional<double> softmax_scale, const OptionalTensor& first_valid_key,
+    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_kv,
+    const OptionalTensor& q_scale, const OptionalTensor& k_scale) {
   return named("estimate_vs_index", [&] {
-    AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
+    AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, q_scale,
+                       k_scale);
     const VsLines lines = estimate(call, vertical_size, slash_size, nullptr, nullptr);
     return std::make_tuple(lines.vertical_idx, lines.slash_idx);
   });
@@ -71,9 +71,12 @@ std::tuple<Tensor, Tensor> estimate_vs_scores_op(const Tensor& q, const Tensor& 
                                                  std::optional<double> softmax_scale,
                                                  const OptionalTensor& first_valid_key,
                                                  const OptionalTensor& cu_seqlens_q,
-                                                 const OptionalTensor& cu_seqlens_kv) {
+                                                 const OptionalTensor& cu_seqlens_kv,
+                                                 const OptionalTensor& q_scale,
+                                                 const OptionalTensor& k_scale) {
   return named("estimate_vs_scores", [&] {
-    AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv);
+    AttentionCall call(q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, q_scale,
+                       k_scale);
     // A sequence may be shorter than its row of the result: the rest stays 0.
     const auto allocate_scores = [&] {
       return allocate<3>({call.num_sequences(), call.num_heads(), call.args.k.shape[2]},

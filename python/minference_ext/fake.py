@@ -37,11 +37,13 @@ _Sizes: TypeAlias = Sequence[int]
 
 
 def empty_out(q: Tensor, packed: bool) -> Tensor:
-    """`out` for this q: packed as q, else [B, H, S, D] over memory contiguous as [B, S, H, D]."""
+    """`out` for this q: packed as q, else [B, H, S, D] over memory contiguous as [B, S, H, D];
+    bfloat16 for float8."""
+    dtype = torch.bfloat16 if q.dtype == torch.float8_e4m3fn else q.dtype
     if packed:
-        return q.new_empty(q.shape)
+        return q.new_empty(q.shape, dtype=dtype)
     batch, heads, seq, dim = q.shape
-    return q.new_empty((batch, seq, heads, dim)).transpose(1, 2)
+    return q.new_empty((batch, seq, heads, dim), dtype=dtype).transpose(1, 2)
 
 
 def empty_lse(q: Tensor, packed: bool) -> Tensor:
@@ -92,8 +94,10 @@ for _name in ATTENTION_OPS:
     register_fake(f"minference::{_name}.out", _attention_out)
 
 
-def _sequences_and_keys(q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None) -> tuple[int, int]:
-    _check_inputs(cu_seqlens_q is not None, (q, k), (cu_seqlens_q,))
+def _sequences_and_keys(
+    q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, others: Iterable[Any]
+) -> tuple[int, int]:
+    _check_inputs(cu_seqlens_q is not None, (q, k), (cu_seqlens_q, *others))
     if cu_seqlens_q is None:
         return q.shape[0], k.shape[2]
     return cu_seqlens_q.shape[0] - 1, k.shape[0]
@@ -109,7 +113,7 @@ def _estimate_vs_index(
     cu_seqlens_q: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    sequences, keys = _sequences_and_keys(q, k, cu_seqlens_q)
+    sequences, keys = _sequences_and_keys(q, k, cu_seqlens_q, kwargs.values())
 
     def lines(sizes: _Sizes, at_least: int) -> Tensor:
         count = torch.sym_min(keys, max(at_least, *sizes))
@@ -122,7 +126,7 @@ def _estimate_vs_index(
 def _estimate_vs_scores(
     q: Tensor, k: Tensor, *, cu_seqlens_q: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    sequences, keys = _sequences_and_keys(q, k, cu_seqlens_q)
+    sequences, keys = _sequences_and_keys(q, k, cu_seqlens_q, kwargs.values())
     shape = (sequences, q.shape[1], keys)
     return q.new_empty(shape, dtype=torch.float32), q.new_empty(shape, dtype=torch.float32)
 
@@ -136,7 +140,7 @@ def _plan_stats(
     cu_seqlens_q: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    sequences, _ = _sequences_and_keys(q, k, cu_seqlens_q)
+    sequences, _ = _sequences_and_keys(q, k, cu_seqlens_q, kwargs.values())
     return q.new_empty((sequences, q.shape[1], NUM_STATS), dtype=torch.int64)
 
 

@@ -4,20 +4,24 @@ indices alone are in vs_index.py.
 Conventions of all of them:
 
 * Tensors are `[batch, heads, seq, head_dim]` with any strides whose last axis is contiguous.
-  head_dim is a multiple of 8 up to 256; dtype is float32, bfloat16 or float16. k and v may have
-  fewer heads than q: query head h reads head h // (heads of q // heads of k).
+  head_dim is a multiple of 8 up to 256; dtype is float32, bfloat16, float16 or float8_e4m3fn. k and
+  v may have fewer heads than q: query head h reads head h // (heads of q // heads of k).
 * All tensors of a call are on one device: the CPU, or an NVIDIA GPU of compute capability 8.0 or
   later if the build has CUDA kernels (`has_cuda`).
+* float8_e4m3fn needs a GPU of compute capability 9.0, a head_dim that is a multiple of 16, and rows
+  of q, k and v that begin at multiples of 16 bytes; `q_scale`, `k_scale` and `v_scale` are factors
+  per head, and out is bfloat16. Scores are products of float8; probabilities and values are
+  multiplied as float16, which holds every float8.
 * Packed sequences: with `cu_seqlens_q` and `cu_seqlens_kv`, tensors are `[tokens, heads, head_dim]`
   and sequence n holds tokens cu_seqlens[n] .. cu_seqlens[n + 1].
 * Attention is causal and bottom-right aligned: query row r of a sequence sits at position
   i = r + (kv_len - q_len), q_len <= kv_len, and attends keys j <= i only. o = i - j is the offset
   of a pair. A row block is 64 query rows, counted from the first query of its sequence.
 * Errors are RuntimeError with a sentence: which argument, what was found, what is allowed.
-* On a GPU: bfloat16 and float16 only, and at most 256 query heads; `block_sparse` ranks up to
-  4,194,304 keys and takes up to 16,384 blocks. A call is enqueued on torch's current stream, does
-  not wait (`plan_stats` does) and reads no tensor first: list entries out of range are ignored, and
-  a sequence whose lengths break these rules has undefined results.
+* On a GPU: no float32, and at most 256 query heads; `block_sparse` ranks up to 4,194,304 keys and
+  takes up to 16,384 blocks. A call is enqueued on torch's current stream, does not wait
+  (`plan_stats` does) and reads no tensor first: list entries out of range are ignored, and a
+  sequence whose lengths break these rules has undefined results.
 * There is no backward (see autograd.py). All functions work under torch.compile(fullgraph=True).
 
 Patterns are those of MInference (arXiv 2407.02490).
@@ -74,6 +78,9 @@ def dense_attention(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     reserved_multiprocessors: int = 0,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention over all keys.
 
@@ -87,17 +94,21 @@ def dense_attention(
             it. Not together with cu_seqlens.
         cu_seqlens_q: int32 `[N + 1]`, from 0 to T_q, not decreasing: packed sequences.
         cu_seqlens_kv: int32 `[N + 1]`, from 0 to T_kv; given together with cu_seqlens_q.
-        out: where to write the result; shape and dtype of q, last axis contiguous, no overlap with
-            q, k or v. If `out` or `lse` is given, no input may require grad; torch.compile wants a
-            contiguous `out`.
+        out: where to write the result; shape and dtype of q (bfloat16 if that is float8), last axis
+            contiguous, no overlap with q, k or v. If `out` or `lse` is given, no input may require
+            grad; torch.compile wants a contiguous `out`.
         lse: where to write the log-sum-exp; float32, shape of the second result.
         reserved_multiprocessors: multiprocessors >= 0 of the GPU that attention leaves free for
             kernels that run beside it, such as communication; at least one is used. Only the
             sm_90 kernel honours it (`attention_kernel` tells which one runs).
+        q_scale: float32 `[H]`, contiguous, only with float8 q, k and v: attention is that of
+            q_scale[h] * q of each head h; finite and > 0, which is not checked; None: 1.
+        k_scale: float32 `[H_kv]`, likewise for k.
+        v_scale: float32 `[H_kv]`, likewise for v.
 
     Returns:
-        out: `[B, H, S_q, D]` in q's dtype, contiguous in memory as `[B, S_q, H, D]`; packed
-            `[T_q, H, D]`. 0 for a row that attends no key.
+        out: `[B, H, S_q, D]` in q's dtype (bfloat16 if that is float8), contiguous in memory as
+            `[B, S_q, H, D]`; packed `[T_q, H, D]`. 0 for a row that attends no key.
         lse: float32 `[B, H, S_q]`, packed `[H, T_q]`: ln sum exp(softmax_scale * q . k) over the
             attended keys; -inf for a row that attends no key.
 
@@ -115,6 +126,9 @@ def dense_attention(
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
         reserved_multiprocessors=reserved_multiprocessors,
+        q_scale=q_scale,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -132,6 +146,9 @@ def a_shape_attention(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     reserved_multiprocessors: int = 0,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention to the first `sink` keys and a window: j < sink or o < window.
 
@@ -141,7 +158,7 @@ def a_shape_attention(
         sink: keys at the start of the sequence, tokens >= 0.
         window: keys up to and including the query's own, tokens >= 0.
         q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
-            reserved_multiprocessors: as in `dense_attention`.
+            reserved_multiprocessors, q_scale, k_scale, v_scale: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -159,6 +176,9 @@ def a_shape_attention(
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
         reserved_multiprocessors=reserved_multiprocessors,
+        q_scale=q_scale,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -177,6 +197,9 @@ def tri_shape_attention(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     reserved_multiprocessors: int = 0,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A-shape attention whose last `last` queries attend every key (Tri-shape).
 
@@ -185,7 +208,7 @@ def tri_shape_attention(
         window: as in `a_shape_attention`.
         last: dense queries at the end of each sequence, >= 0.
         q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
-            reserved_multiprocessors: as in `dense_attention`.
+            reserved_multiprocessors, q_scale, k_scale, v_scale: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -203,6 +226,9 @@ def tri_shape_attention(
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
         reserved_multiprocessors=reserved_multiprocessors,
+        q_scale=q_scale,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -223,6 +249,9 @@ def vs_attention(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     reserved_multiprocessors: int = 0,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Vertical-slash attention with lines estimated from the prompt (section 3.2, algorithm 2).
 
@@ -245,7 +274,7 @@ def vs_attention(
         dense_fallback: compute a head densely where its lines cost as much (mode "cover" only);
             `plan_stats` tells where.
         q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
-            reserved_multiprocessors: as in `dense_attention`.
+            reserved_multiprocessors, q_scale, k_scale, v_scale: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -266,6 +295,9 @@ def vs_attention(
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
         reserved_multiprocessors=reserved_multiprocessors,
+        q_scale=q_scale,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -284,6 +316,9 @@ def vs_attention_with_index(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     reserved_multiprocessors: int = 0,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Vertical-slash attention with given lines (section 3.2), e.g. of `estimate_vs_index`.
 
@@ -294,7 +329,7 @@ def vs_attention_with_index(
             not added.
         mode: as in `vs_attention`.
         q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
-            reserved_multiprocessors: as in `dense_attention`.
+            reserved_multiprocessors, q_scale, k_scale, v_scale: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -313,6 +348,9 @@ def vs_attention_with_index(
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
         reserved_multiprocessors=reserved_multiprocessors,
+        q_scale=q_scale,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -329,6 +367,9 @@ def block_sparse_attention(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     reserved_multiprocessors: int = 0,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention to the `top_k` best key blocks of each row block (section 3.2, algorithm 3).
 
@@ -338,7 +379,7 @@ def block_sparse_attention(
     Args:
         top_k: key blocks per row block, >= 1.
         q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
-            reserved_multiprocessors: as in `dense_attention`.
+            reserved_multiprocessors, q_scale, k_scale, v_scale: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -356,6 +397,9 @@ def block_sparse_attention(
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
         reserved_multiprocessors=reserved_multiprocessors,
+        q_scale=q_scale,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -372,6 +416,9 @@ def block_sparse_attention_with_index(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     reserved_multiprocessors: int = 0,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention to the given 64-wide key blocks of each row block.
 
@@ -380,7 +427,7 @@ def block_sparse_attention_with_index(
             [0, ceil(kv_len / 64)) of each row block; R >= ceil(q_len / 64). A set; -1 is no entry;
             n may be 0. A block that causality hides contributes nothing.
         q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
-            reserved_multiprocessors: as in `dense_attention`.
+            reserved_multiprocessors, q_scale, k_scale, v_scale: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -398,6 +445,9 @@ def block_sparse_attention_with_index(
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
         reserved_multiprocessors=reserved_multiprocessors,
+        q_scale=q_scale,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -420,6 +470,9 @@ def sparse_attention(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     reserved_multiprocessors: int = 0,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One attention layer whose query heads each have their own pattern.
 
@@ -432,7 +485,7 @@ def sparse_attention(
             `HeadPattern.block_index` and needed if there is one.
         mode, estimate_every, dense_fallback: as in `vs_attention`.
         q, k, v, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, out, lse,
-            reserved_multiprocessors: as in `dense_attention`.
+            reserved_multiprocessors, q_scale, k_scale, v_scale: as in `dense_attention`.
 
     Returns:
         (out, lse) as `dense_attention`.
@@ -456,6 +509,9 @@ def sparse_attention(
         softmax_scale=softmax_scale,
         first_valid_key=first_valid_key,
         reserved_multiprocessors=reserved_multiprocessors,
+        q_scale=q_scale,
+        k_scale=k_scale,
+        v_scale=v_scale,
     )
 
 
@@ -474,6 +530,8 @@ def plan_stats(
     first_valid_key: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_kv: Tensor | None = None,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
 ) -> PlanStats:
     """What `sparse_attention` with these arguments would compute: estimates and plans only.
 
@@ -500,6 +558,8 @@ def plan_stats(
         first_valid_key=first_valid_key,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_kv=cu_seqlens_kv,
+        q_scale=q_scale,
+        k_scale=k_scale,
     )
     return PlanStats(*stats.unbind(-1))
 

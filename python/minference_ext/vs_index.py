@@ -27,11 +27,14 @@ def estimate_vs_index(
     first_valid_key: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_kv: Tensor | None = None,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The lines `vs_attention` would use (section 3.2, algorithm 2).
 
     Args:
-        q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv: as in `dense_attention`.
+        q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, q_scale, k_scale: as in
+            `dense_attention`.
         vertical_size: as in `vs_attention`.
         slash_size: as in `vs_attention`.
 
@@ -52,6 +55,8 @@ def estimate_vs_index(
         first_valid_key=first_valid_key,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_kv=cu_seqlens_kv,
+        q_scale=q_scale,
+        k_scale=k_scale,
     )
     return result
 
@@ -64,11 +69,14 @@ def estimate_vs_scores(
     first_valid_key: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_kv: Tensor | None = None,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The scores that rank lines in `vs_attention`, before any line is forced or selected.
 
     Args:
-        q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv: as in `dense_attention`.
+        q, k, softmax_scale, first_valid_key, cu_seqlens_q, cu_seqlens_kv, q_scale, k_scale: as in
+            `dense_attention`.
 
     Returns:
         column_scores: float32 `[B, H, S_kv]` (packed: `[N, H, T_kv]`): per key, the sum of the
@@ -85,6 +93,8 @@ def estimate_vs_scores(
         first_valid_key=first_valid_key,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_kv=cu_seqlens_kv,
+        q_scale=q_scale,
+        k_scale=k_scale,
     )
     return result
 

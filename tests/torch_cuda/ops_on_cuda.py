@@ -2,7 +2,8 @@
 emulator: `python ops_on_cuda.py libtorch_cuda.so`. Prints one line per check, raises where one
 fails.
 
-The same calls on CPU tensors are what results are held to, and the float64 oracle of check.py.
+The same calls on CPU tensors are what results are held to, and the float64 oracle of check.py;
+float8, which the CPU has not, is held to the oracle and to calls on its values times their scales.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import check
-from tests.cases import BF16, F16, MODES, Case, dtype_name
+from tests.cases import BF16, F8, F16, MODES, Case, dtype_name
 from tests.check import Arguments, Solution
 from tests.reference import (
     AShape,
@@ -120,6 +121,16 @@ def attention_cases() -> Iterator[Case]:
     yield replace(few, kv_len=1100, num_heads_q=4, covers_all=None)
 
 
+def float8_cases() -> Iterator[Case]:
+    """Each op once. Rows of float8 have to be aligned."""
+    for number, (name, heads) in enumerate(PATTERNS.items()):
+        shape = SHAPES[number % 3]
+        title = f"{name}, head_dim {shape['head_dim']}, {dtype_name(F8)}"
+        num_heads = max(4, len(heads))
+        case = Case("regular", title, "", heads, num_heads_q=num_heads, num_heads_kv=2, dtype=F8)
+        yield replace(case, covers_all=None, **shape)
+
+
 def allowance(case: Case, solution: Solution) -> Tensor:
     """How far each element of out may be from the truth: tests/cpp/attention_check.h."""
     group = case.num_heads_q // case.num_heads_kv
@@ -162,14 +173,35 @@ def check_attention(case: Case) -> None:
     finite = cpu_lse.double().nan_to_num(neginf=0.0).abs()
     assert_near(f"{case}: lse", cuda_lse, cpu_lse, 2 * lse_tolerance * finite.clamp(min=1.0))
 
-    allocated = check.run(case, Arguments(given.q, given.k, given.v, given.without_outputs))
     expected = check.run(case, Arguments(cpu.q, cpu.k, cpu.v, cpu.without_outputs))
-    for found, written, on_cpu in zip(allocated, (out, lse), expected, strict=True):
+    check_allocated(case, given, (out, lse), expected)
+
+
+def check_allocated(
+    case: Case, given: Arguments, written: tuple[Tensor, ...], expected: tuple[Tensor, ...]
+) -> None:
+    """The overload that allocates gives what the other wrote, laid out as `expected`."""
+    allocated = check.run(case, Arguments(given.q, given.k, given.v, given.without_outputs))
+    for found, other, like in zip(allocated, written, expected, strict=True):
         assert found.device == given.q.device
-        assert (found.dtype, found.shape, found.stride()) == (
-            *(on_cpu.dtype, on_cpu.shape, on_cpu.stride()),
-        )
-        assert torch.equal(found, written), f"{case}: the overloads differ"
+        assert (found.dtype, found.shape, found.stride()) == (like.dtype, like.shape, like.stride())
+        assert torch.equal(found, other), f"{case}: the overloads differ"
+
+
+def check_float8(case: Case) -> None:
+    """Both overloads against the oracle, laid out as the fake kernels say."""
+    solution = check.solve(case)
+    inputs = (solution.q, solution.k, solution.v)
+    given = check.arguments(case, *inputs, "cuda")
+    out, lse = check.run(case, given)
+    check.check_solution(str(case), case, solution, out, lse)
+    cpu = check.arguments(case, *inputs)
+    keywords = {
+        name: value.to("meta") if isinstance(value, Tensor) else value
+        for name, value in cpu.without_outputs.items()
+    }
+    q, k, v = (t.to("meta") for t in (cpu.q, cpu.k, cpu.v))
+    check_allocated(case, given, (out, lse), check.run(case, Arguments(q, k, v, keywords)))
 
 
 def check_entries_out_of_range() -> None:
@@ -206,13 +238,31 @@ def on_cuda(*tensors: Tensor) -> list[Tensor]:
     return [t.to("cuda") for t in tensors]
 
 
+def line_scales(dtype: torch.dtype) -> dict[str, Any]:
+    """Of the heads of prompt()."""
+    if dtype != F8:
+        return {}
+    return {"q_scale": torch.tensor([0.7, 1.6, 1.1, 0.4]), "k_scale": torch.tensor([1.3, 2.1])}
+
+
+def of_the_cpu(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """What q and k stand for, in a type that the CPU has."""
+    if q.dtype != F8:
+        return q, k
+    q_scale, k_scale = (scale[:, None, None] for scale in line_scales(F8).values())
+    return q.float() * q_scale, k.float() * k_scale
+
+
 def check_estimation(dtype: torch.dtype) -> None:
     q, k = prompt(dtype, 2, 700)
     first = torch.tensor([0, 33], dtype=torch.int32)
     cuda_q, cuda_k, cuda_first = on_cuda(q, k, first)
-    lines = mi.estimate_vs_index(cuda_q, cuda_k, 40, 120, first_valid_key=cuda_first)
+    options = {name: scale.to("cuda") for name, scale in line_scales(dtype).items()}
+    options["first_valid_key"] = cuda_first
+    lines = mi.estimate_vs_index(cuda_q, cuda_k, 40, 120, **options)
+    scores = mi.estimate_vs_scores(cuda_q, cuda_k, **options)
+    q, k = of_the_cpu(q, k)
     expected = mi.estimate_vs_index(q, k, 40, 120, first_valid_key=first)
-    scores = mi.estimate_vs_scores(cuda_q, cuda_k, first_valid_key=cuda_first)
     expected_scores = mi.estimate_vs_scores(q, k, first_valid_key=first)
     for found, wanted in zip(scores, expected_scores, strict=True):
         assert found.device.type == "cuda"
@@ -237,16 +287,17 @@ def check_packed() -> None:
     print("packed sequences: as on the CPU")
 
 
-def check_plan_stats() -> None:
-    q, k = prompt(F16, 1, 1000)
+def check_plan_stats(dtype: torch.dtype) -> None:
+    q, k = prompt(dtype, 1, 1000)
     patterns = [mi.HeadPattern.dense(), mi.HeadPattern.a_shape(100, 200)]
     patterns += [mi.HeadPattern.tri_shape(64, 128, 70), mi.HeadPattern.block_sparse(3)]
-    found = ops.plan_stats(*on_cuda(q, k), flatten(patterns))
+    scales = {name: scale.to("cuda") for name, scale in line_scales(dtype).items()}
+    found = ops.plan_stats(*on_cuda(q, k), flatten(patterns), **scales)
     assert found.is_cuda
-    expected = ops.plan_stats(q, k, flatten(patterns))
+    expected = ops.plan_stats(*of_the_cpu(q, k), flatten(patterns))
     without_memory = slice(0, -2)  # bytes of a plan differ between the backends
     assert torch.equal(found.cpu()[..., without_memory], expected[..., without_memory])
-    print("plan_stats: as on the CPU")
+    print(f"plan_stats in {dtype_name(dtype)}: as on the CPU")
 
 
 def check_attention_kernel() -> None:
@@ -268,6 +319,8 @@ def check_attention_kernel() -> None:
     found = mi.dense_attention(rows, rows, rows, reserved_multiprocessors=1 << 20)
     expected = mi.dense_attention(rows, rows, rows)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    float8 = torch.zeros(1, 4, 100, 144, dtype=F8, device="cuda")[..., :128]
+    assert mi.attention_kernel(float8, float8, float8).name == "sm90"
     print(f"attention_kernel: {info.name}: {info.reason}; {odd.name}: {odd.reason}")
 
 
@@ -393,7 +446,7 @@ def check_errors() -> None:
     refuses("q_seqlens is on", convert, lengths, lengths, cuda_lines, cuda_lines, 64)
     refuses("slash_indexes is on", convert, *on_cuda(lengths, lengths), cuda_lines, lines, 64)
 
-    float32 = "q has dtype float32; CUDA kernels support bfloat16 and float16"
+    float32 = "q has dtype float32; CUDA kernels support bfloat16, float16 and float8_e4m3fn"
     wide = [t.float() for t in qkv]
     refuses(float32, mi.dense_attention, *wide)
     refuses(float32, mi.dense_attention, *wide, out=out.float(), lse=lse)
@@ -415,7 +468,43 @@ def check_errors() -> None:
     assert all(result.requires_grad for result in mi.dense_attention(needs_grad, *qkv[1:]))
     with pytest.raises(NotImplementedError, match="no backward"):
         mi.dense_attention(needs_grad, *qkv[1:], out=out, lse=lse)
+    check_float8_errors()
     print("errors: the sentence names what is wrong")
+
+
+def check_float8_errors() -> None:
+    """What the one kernel of float8 does not read, and scales that are none."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=F8, device="cuda")
+
+    q, k = zeros(1, 4, 70, 64), zeros(1, 2, 70, 64)
+    qkv = (q, k, k)
+    bare = "q has dtype float8_e4m3fn, .*"
+    narrow = zeros(1, 4, 70, 32)[..., :24]
+    refuses(f"{bare}q has head_dim 24", mi.dense_attention, *[narrow] * 3)
+    refuses(f"{bare}q has head_dim 24", mi.estimate_vs_index, narrow, narrow, 30, 100)
+    dense = [mi.HeadPattern.dense()] * 4
+    refuses(f"{bare}q has head_dim 24", mi.plan_stats, narrow, narrow, dense)
+    odd = zeros(1, 2, 70, 72)
+    refuses(f"{bare}k has stride", mi.vs_attention, q, odd[..., :64], k, 30, 100)
+    refuses(f"{bare}v has stride", mi.block_sparse_attention, q, k, odd[..., :64], 1)
+    refuses(f"{bare}q begins 8 bytes", mi.dense_attention, zeros(1, 4, 70, 80)[..., 8:72], k, k)
+    with pytest.raises(RuntimeError, match=f"{bare}k has stride"):
+        mi.attention_kernel(q, odd[..., :64], k)
+
+    refuses(
+        "out has dtype float8_e4m3fn; .* bfloat16", mi.dense_attention, *qkv, out=zeros(*q.shape)
+    )
+    half = [t.half() for t in qkv]
+    of_q, of_k = torch.ones(4, device="cuda"), torch.ones(2, device="cuda")
+    refuses("v_scale is given and q has dtype float16", mi.dense_attention, *half, v_scale=of_k)
+    refuses("one device", mi.estimate_vs_scores, q, k, q_scale=of_q.cpu())
+    refuses("v_scale is on another device", mi.dense_attention, *qkv, v_scale=of_k.cpu())
+    refuses(r"k_scale has shape \[4\]; it must be \[2\]", mi.dense_attention, *qkv, k_scale=of_q)
+    refuses("q_scale has dtype float16", mi.dense_attention, *qkv, q_scale=of_q.half())
+    of_k.requires_grad_()
+    assert all(result.requires_grad for result in mi.dense_attention(*qkv, k_scale=of_k))
 
 
 fake.begin_stream()
@@ -423,11 +512,15 @@ with Calls() as calls, torch.no_grad():
     for case in attention_cases():
         check_attention(case)
         print(f"{case}: as on the CPU", flush=True)
+    for case in float8_cases():
+        check_float8(case)
+        print(f"{case}: as the oracle", flush=True)
     check_entries_out_of_range()
-    check_estimation(BF16)
-    check_estimation(F16)
+    for dtype in (BF16, F16, F8):
+        check_estimation(dtype)
     check_packed()
-    check_plan_stats()
+    for dtype in (F16, F8):
+        check_plan_stats(dtype)
     check_attention_kernel()
     check_conversion()
     check_attended_masks()

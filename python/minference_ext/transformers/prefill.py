@@ -59,6 +59,8 @@ def attention(
         ValueError: a mask that is neither, or that has holes.
     """
     _refuse_unsupported(module, dropout, is_causal, kwargs)
+    if query.dtype == torch.float8_e4m3fn:
+        _refuse("query.dtype", query.dtype, "call minference_ext.sparse_attention, with its scales")
     q_len, kv_len = query.shape[2], key.shape[2]
     window = _window(module, sliding_window, kv_len)
     is_short = q_len < MIN_QUERIES
