@@ -1,6 +1,6 @@
 // What the kernels cost on this device, by CUDA events: each stage of the index, index and plan
-// together, attention with and without them, both kernels of attention beside each other.
-// bench/gpu runs it; by hand:
+// together, attention with and without them, both kernels of attention and float8 beside each
+// other. bench/gpu runs it; by hand:
 //
 //   kernel_bench [--lengths 16384,131072] [--seconds 0.1] [--heads 32] [--heads-kv 8]
 //                [--sections copy,index,attention] [--flush-mib 256] [--spin 20000]
@@ -93,6 +93,11 @@ class Bench {
         const HeadPattern sizes{.kind = PatternKind::kVerticalSlash, .size = {1000, 6096, 0}};
         index(*layer, uniform("(1000, 6096)", sizes, options_.heads), "prompt", true);
         index(*layer, mixed_sizes(options_.heads), "prompt", false);
+        if (is_hopper()) {
+          layer->add_float8();
+          index(*layer, uniform("(1000, 6096)", sizes, options_.heads), "prompt in float8", false,
+                DType::kFloat8E4M3);
+        }
         layer->fill(false);
         index(*layer, uniform("(1000, 6096)", sizes, options_.heads), "random", false);
       }
@@ -150,13 +155,22 @@ class Bench {
         .print();
   }
 
-  void index(const Layer& layer, const LayerPatterns& patterns, const char* data, bool has_stages) {
-    const plan::Problem problem = problem_of(layer, patterns, true);
-    const plan::Problem no_values = problem_of(layer, patterns, false);
+  /// Whether this build and device have the kernel of sm_90, with which float8 comes.
+  static bool is_hopper() {
+    cuda::DeviceFacts facts{};
+    require_ok(cuda::device_facts(&facts), "device_facts");
+    return cuda::can_overlap_kernels(facts);
+  }
+
+  void index(const Layer& layer, const LayerPatterns& patterns, const char* data, bool has_stages,
+             DType dtype = DType::kBFloat16) {
+    const plan::Problem problem = problem_of(layer, patterns, true, dtype);
+    const plan::Problem no_values = problem_of(layer, patterns, false, dtype);
     const DeviceMemory workspace(cuda::LayerIndex(problem, nullptr).workspace_bytes());
     cuda::LayerIndex index(problem, workspace.data());
     cuda::LayerIndex without_gather(no_values, workspace.data());
-    const double keys = static_cast<double>(Layer::bytes(layer.shape.heads_kv, layer.shape));
+    const double keys = static_cast<double>(Layer::bytes(layer.shape.heads_kv, layer.shape)) *
+                        cuda::element_bytes(dtype) / 2;
     // Scores of 64 queries per head; the last step sums what the first has exponentiated.
     const double flop = 2.0 * layer.shape.heads * 64 * static_cast<double>(layer.shape.length) *
                         layer.shape.head_dim;
@@ -182,10 +196,9 @@ class Bench {
 
     const cuda::EstimateParams& estimate = index.estimate_params();
     const cuda::PlanParams& plan = index.plan_params();
-    const TensorView& v = problem.args.v;
     const cuda::GatherParams gather = {.call = plan.call,
                                        .k = estimate.k,
-                                       .v = {v.data, v.stride[0], v.stride[1], v.stride[2]},
+                                       .v = cuda::device_tensor(problem.args.v),
                                        .plan = plan.plan};
     const auto stage = [&](const char* name, double bytes, double operations, auto launch) {
       measure(name, bytes, operations, [&] { require(launch(), name); });
@@ -223,9 +236,10 @@ class Bench {
 
   /// Who is timed besides the chosen kernel's attention alone.
   struct Others {
-    bool whole;         ///< plan and attention, as the library runs them
-    bool other_kernel;  ///< that of sm_80, where the chosen one is that of sm_90
-    bool reserved;      ///< the chosen one on fewer multiprocessors, where it can
+    bool whole = false;         ///< plan and attention, as the library runs them
+    bool other_kernel = false;  ///< that of sm_80, where the chosen one is that of sm_90
+    bool float8 = false;        ///< the latter with tensors in float8
+    bool reserved = false;      ///< the chosen one on fewer multiprocessors, where it can
   };
 
   /// Whole prompts, then a chunk of one, with too few tasks for a device unless keys are cut.
@@ -234,30 +248,34 @@ class Bench {
     const int heads = shape.heads;
     const bool is_short = shape.length <= kLongestDense;
     const LayerPatterns dense = uniform("dense", {.kind = PatternKind::kDense}, heads);
-    if (is_short) attend(*layer, dense, {true, true, shape.length <= kLongestReserved});
+    if (is_hopper()) layer->add_float8();
+    if (is_short) attend(*layer, dense, {true, true, true, shape.length <= kLongestReserved});
     attend(*layer,
            uniform("a_shape(1024, 4096)", {.kind = PatternKind::kAShape, .size = {1024, 4096, 0}},
                    heads),
-           {is_short, false, false});
+           {.whole = is_short});
     for (const int percent : {90, 95, 98}) {
       attend(*layer,
              given_lines("clustered " + std::to_string(percent) + "%",
                          clustered_heads((100 - percent) / 100.0, shape.length, heads), shape),
-             {is_short || percent == 95, is_short && percent == 90, false});
+             {.whole = is_short || percent == 95,
+              .other_kernel = is_short && percent == 90,
+              .float8 = true});
     }
     attend(*layer, given_lines("half local (100, 800)", {100, 400, 400, 1}, shape),
-           {is_short, false, false});
-    attend(*layer, given_lines("random (100, 800)", {100, 1, 799, 1}, shape),
-           {is_short, false, false});
-    if (shape.length == std::ranges::max(options_.lengths)) attend(*layer, isolated(shape), {});
+           {.whole = is_short});
+    attend(*layer, given_lines("random (100, 800)", {100, 1, 799, 1}, shape), {.whole = is_short});
+    if (shape.length == std::ranges::max(options_.lengths)) {
+      attend(*layer, isolated(shape), {.float8 = true});
+    }
     attend(*layer,
            uniform("estimated (1000, 6096)",
                    {.kind = PatternKind::kVerticalSlash, .size = {1000, 6096, 0}}, heads),
-           {is_short, false, false});
+           {.whole = is_short});
     layer->queries = std::min<std::int64_t>(kChunk, shape.length);
-    attend(*layer, dense, {is_short, false, false});
+    attend(*layer, dense, {.whole = is_short});
     attend(*layer, given_lines("clustered 90%", clustered_heads(0.1, shape.length, heads), shape),
-           {is_short, false, false});
+           {.whole = is_short});
   }
 
   /// A kernel with index, plan and memory of its own.
@@ -278,6 +296,7 @@ class Bench {
     Alone chosen(problem, slots_of(problem));
     const Times plan_times = timer_.measure(L2::kFlushed, [&] { chosen.plan(); });
     const PlanStats sum = stats_of(&chosen.layer.index(), layer.shape.heads);
+    double line_bytes = patterns.line_bytes;
     const auto measure = [&](const char* contender, const cuda::Slots& slots, auto run) {
       for (const L2 l2 : {L2::kFlushed, L2::kWarm}) {
         const Times times = timer_.measure(l2, run);
@@ -292,7 +311,7 @@ class Bench {
             .number("useful_flop", flop(sum.attended_pairs, layer.shape))
             .number("executed_flop", flop(sum.computed_pairs, layer.shape))
             .number("plan_ms", plan_times.median_ms);
-        if (patterns.line_bytes > 0) labelled.number("line_bytes", patterns.line_bytes);
+        if (line_bytes > 0) labelled.number("line_bytes", line_bytes);
         labelled.times(times, l2).print();
         if (times.median_ms > kLongForL2) break;
       }
@@ -321,6 +340,14 @@ class Bench {
       measure("ours", chosen.slots, [&] {
         require_ok(sparse_attention(args, params, workspace.data(), bytes), "sparse_attention");
       });
+    }
+    if (others.float8 && is_sm90) {
+      const plan::Problem in_float8 = problem_of(layer, patterns, true, DType::kFloat8E4M3);
+      Alone float8(in_float8, slots_of(in_float8));
+      float8.plan();
+      line_bytes /= 2;
+      measure_alone("float8, attention alone", &float8);
+      line_bytes = patterns.line_bytes;
     }
     if (others.reserved && is_sm90) {
       problem.args.reserved_multiprocessors = kReserved;

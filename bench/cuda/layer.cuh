@@ -36,13 +36,20 @@ class DeviceMemory {
   void* data_ = nullptr;
 };
 
-inline TensorView view(const DeviceMemory& memory, std::int64_t heads, const InputShape& shape) {
+inline TensorView view(const DeviceMemory& memory, std::int64_t heads, const InputShape& shape,
+                       DType dtype = DType::kBFloat16) {
   return {.data = memory.data(),
           .shape = {1, heads, shape.length, shape.head_dim},
           .stride = {heads * shape.length * shape.head_dim, shape.length * shape.head_dim,
                      shape.head_dim, 1},
-          .dtype = DType::kBFloat16};
+          .dtype = dtype};
 }
+
+/// q, k and v in float8.
+struct Float8Inputs {
+  Float8Inputs(std::size_t q_bytes, std::size_t kv_bytes) : q(q_bytes), k(kv_bytes), v(kv_bytes) {}
+  DeviceMemory q, k, v;
+};
 
 /// One layer's tensors, all sizes of which are known beforehand: nothing is allocated while timing.
 struct Layer {
@@ -69,12 +76,24 @@ struct Layer {
     }
     require(cudaStreamSynchronize(stream), "making inputs");
   }
-  AttentionArgs args() const {
+  /// Makes copies in float8 of what the tensors hold.
+  void add_float8() {
+    const std::size_t q_size = bytes(shape.heads, shape) / 2;
+    const std::size_t kv_size = bytes(shape.heads_kv, shape) / 2;
+    float8 = std::make_unique<Float8Inputs>(q_size, kv_size);
+    make_float8(q.data(), float8->q.data(), static_cast<std::int64_t>(q_size), stream);
+    make_float8(k.data(), float8->k.data(), static_cast<std::int64_t>(kv_size), stream);
+    make_float8(v.data(), float8->v.data(), static_cast<std::int64_t>(kv_size), stream);
+    require(cudaStreamSynchronize(stream), "making float8 inputs");
+  }
+  /// In float8 if add_float8() was called.
+  AttentionArgs args(DType dtype = DType::kBFloat16) const {
+    const bool is_float8 = dtype == DType::kFloat8E4M3;
     AttentionArgs args;
     args.device = Device::kCuda;
-    args.q = view(q, shape.heads, shape);
-    args.k = view(k, shape.heads_kv, shape);
-    args.v = view(v, shape.heads_kv, shape);
+    args.q = view(is_float8 ? float8->q : q, shape.heads, shape, dtype);
+    args.k = view(is_float8 ? float8->k : k, shape.heads_kv, shape, dtype);
+    args.v = view(is_float8 ? float8->v : v, shape.heads_kv, shape, dtype);
     args.out = view(out, shape.heads, shape);
     args.q.shape[2] = args.out.shape[2] = queries;
     args.stream = stream;
@@ -84,6 +103,7 @@ struct Layer {
   InputShape shape;
   std::int64_t queries;  ///< fewer than keys: the last chunk of a prompt
   DeviceMemory q, k, v, out;
+  std::unique_ptr<Float8Inputs> float8;
   cudaStream_t stream;
 };
 
@@ -175,9 +195,9 @@ inline LayerPatterns mixed_sizes(int heads) {
 }
 
 inline plan::Problem problem_of(const Layer& layer, const LayerPatterns& patterns,
-                                bool needs_values) {
+                                bool needs_values, DType dtype = DType::kBFloat16) {
   plan::Problem problem;
-  problem.args = layer.args();
+  problem.args = layer.args(dtype);
   problem.patterns.each = patterns.heads.data();
   problem.vertical_idx = patterns.vertical_view;
   problem.slash_idx = patterns.slash_view;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -48,6 +49,15 @@ __global__ void fill_normal(__nv_bfloat162* out, std::int64_t pairs, std::uint64
        i += step) {
     const float2 value = normal_pair((seed << 40) + i);
     out[i] = __floats2bfloat162_rn(value.x, value.y);
+  }
+}
+
+__global__ void convert_to_float8(const __nv_bfloat162* from, __nv_fp8x2_e4m3* to,
+                                  std::int64_t pairs) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = blockIdx.x * static_cast<std::int64_t>(blockDim.x) + threadIdx.x; i < pairs;
+       i += step) {
+    to[i] = __nv_fp8x2_e4m3(from[i]);
   }
 }
 
@@ -112,6 +122,11 @@ __global__ void fill_prompt(__nv_bfloat16* out, InputShape shape, Role role, flo
 /// Errors of these launches show in the next call that waits.
 inline void make_normal(void* out, std::int64_t elements, std::uint64_t seed, cudaStream_t stream) {
   fill_normal<<<1056, 256, 0, stream>>>(static_cast<__nv_bfloat162*>(out), elements / 2, seed);
+}
+
+inline void make_float8(const void* from, void* to, std::int64_t elements, cudaStream_t stream) {
+  convert_to_float8<<<1056, 256, 0, stream>>>(static_cast<const __nv_bfloat162*>(from),
+                                              static_cast<__nv_fp8x2_e4m3*>(to), elements / 2);
 }
 
 inline void make_prompt(void* out, const InputShape& shape, Role role, cudaStream_t stream) {

@@ -16,6 +16,7 @@ H200 = "H200"  # in the name of a device that rates and times are wanted of
 ALONE = "ours, attention alone"
 MMA_SYNC_ALONE = "mma.sync, attention alone"
 RESERVED = "ours, 16 multiprocessors reserved"
+FLOAT8 = "float8, attention alone"
 WHOLE, TORCH = "ours", "ours, torch"  # with index and plan; the same through PyTorch
 CUDNN, FLASH = "SDPA cuDNN", "SDPA flash"  # how their contenders' names begin
 
@@ -72,6 +73,8 @@ class Goals:
             yield from self._beside_mma_sync(row)
         elif contender == RESERVED:
             yield from self._reserved(row)
+        elif contender == FLOAT8:
+            yield from self._beside_bfloat16(row)
         elif contender == TORCH and row.get("pattern") == "dense":
             yield from self._dense(row)
         elif contender == WHOLE and (row.get("pattern"), tokens(row)) == LAYER and is_prompt(row):
@@ -128,6 +131,10 @@ class Goals:
     def _beside_mma_sync(self, row: Row) -> Iterator[str]:
         if other := self._peer(row, MMA_SYNC_ALONE):
             yield f"{number(other, 'ms') / number(row, 'ms'):.2f}x of mma.sync"
+
+    def _beside_bfloat16(self, row: Row) -> Iterator[str]:
+        if other := self._peer(row, ALONE):
+            yield f"{number(other, 'ms') / number(row, 'ms'):.2f}x of bfloat16"
 
     def _reserved(self, row: Row) -> Iterator[str]:
         if every := self._peer(row, ALONE):
