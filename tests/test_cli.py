@@ -206,6 +206,11 @@ def test_info_says_why(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("80;90a", (9, 0), "a GPU: all ops run on it, in bfloat16, float16 and float8_e4m3fn"),
         ("80", (9, 0), "a GPU: all ops run on it, in bfloat16 and float16"),
+        (
+            "80-real;90a-real",
+            (9, 0),
+            "a GPU: all ops run on it, in bfloat16, float16 and float8_e4m3fn",
+        ),
         ("80;90a", (8, 0), "a GPU: all ops run on it, in bfloat16 and float16"),
         ("80;90a", (7, 5), "a GPU: older than sm_80: tensors on it are refused"),
         ("80;90a", None, "no device: nothing to run them on"),

@@ -22,7 +22,10 @@
 //   masks_made       mask warp     with k                                only of stages with masks
 //   values_finite    value warp    with v                                only of stages with masks
 //   infinities       value warp    a thread of the warpgroup             full with values_finite
-//   float8_v         load warp     value warp                            float8, which fills v
+// Of float8 other ones:
+//   float8_v         load warp     value warp                            values as they come
+//   v                value warp    math warps (the value warp for those  values, infinities
+//                                  that skip a stage)
 //
 //   named barrier    of                          orders
 //   kTurn            warpgroup, from the other   whose products start next

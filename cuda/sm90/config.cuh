@@ -84,7 +84,11 @@ struct AttentionConfig {
   static constexpr int kPieces = kHeadDim <= 128 ? 4 : 2;  // of a stage
   static constexpr int kKeys = kPieces * plan::kChunk;
   static constexpr int kStages = kHeadDim <= 64 ? 4 : kHeadDim <= 96 ? 3 : 2;
-  static constexpr int kFloat8Stages = 2;                      // of V as it comes
+  static constexpr int kFloat8Stages = 2;  // of V as it comes
+  /// V's barriers tell their turns by parity: those of 2 kStages before have to be full when a
+  /// warpgroup, which has the keys of a stage, waits for its values. Loading is a stage behind
+  /// keys, the value warp kFloat8Stages behind that.
+  static_assert(!kIsFloat8 || kFloat8Stages <= 2 * kStages - 2);
   static constexpr int kQueryTiles = kHeadDim <= 128 ? 2 : 1;  // the next task's is loaded ahead
   static constexpr int kPlanned = 6;                           // stages that are planned ahead
   static constexpr int kContexts = 4;

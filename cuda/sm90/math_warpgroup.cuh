@@ -87,6 +87,7 @@ class MathWarpgroup {
   /// The next stage, past those that this warpgroup does not need. Whether it needs the one it has
   /// found: values of the stage before must be done with before the load warp waits for their slot,
   /// which it does once it has loaded the keys kStages further on: this one would wait for it then.
+  /// Of float8 the value warp waits for the slot, when at least as many keys are loaded.
   __device__ bool find_next(StageFlags* flags) {
     *flags = next_flags();
 #pragma unroll 1
@@ -369,6 +370,7 @@ class MathWarpgroup {
   __device__ __forceinline__ void store_part(std::int64_t row, std::int32_t num_rows) const {
     const PartialResults& partial = params_.common.partial;
     const int head_dim = params_.common.call.head_dim;
+    const float scale = value_scale();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const std::int32_t own = 16 * warp() + lane() / 4 + 8 * i;
@@ -381,8 +383,8 @@ class MathWarpgroup {
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
         if (n * 8 >= head_dim) continue;
-        *reinterpret_cast<float2*>(out + n * 8) = {out_[0][n][2 * i] * value_scale(),
-                                                   out_[0][n][2 * i + 1] * value_scale()};
+        *reinterpret_cast<float2*>(out + n * 8) = {out_[0][n][2 * i] * scale,
+                                                   out_[0][n][2 * i + 1] * scale};
       }
     }
   }

@@ -10,8 +10,9 @@ Conventions of all of them:
   later if the build has CUDA kernels (`has_cuda`).
 * float8_e4m3fn needs a GPU of compute capability 9.0, a head_dim that is a multiple of 16, and rows
   of q, k and v that begin at multiples of 16 bytes; `q_scale`, `k_scale` and `v_scale` are factors
-  per head, and out is bfloat16. Scores are products of float8; probabilities and values are
-  multiplied as float16, which holds every float8.
+  per head, and out is bfloat16. Scores are products of float8, summed in accumulators that keep
+  some 14 bits, and lse with them; probabilities and values are multiplied as float16, which holds
+  every float8.
 * Packed sequences: with `cu_seqlens_q` and `cu_seqlens_kv`, tensors are `[tokens, heads, head_dim]`
   and sequence n holds tokens cu_seqlens[n] .. cu_seqlens[n + 1].
 * Attention is causal and bottom-right aligned: query row r of a sequence sits at position
@@ -102,7 +103,8 @@ def dense_attention(
             kernels that run beside it, such as communication; at least one is used. Only the
             sm_90 kernel honours it (`attention_kernel` tells which one runs).
         q_scale: float32 `[H]`, contiguous, only with float8 q, k and v: attention is that of
-            q_scale[h] * q of each head h; finite and > 0, which is not checked; None: 1.
+            q_scale[h] * q of each head h; None: 1. Not checked: it is finite and > 0, and
+            softmax_scale * q_scale * k_scale is in [2^-100, 2^100].
         k_scale: float32 `[H_kv]`, likewise for k.
         v_scale: float32 `[H_kv]`, likewise for v.
 

@@ -87,8 +87,9 @@ struct ParallelFor {
 /// without keys. A NaN or infinity in a key or value reaches only rows that attend that key.
 /// Anything else is kInvalidArgument, and nothing is written.
 ///
-/// float8 is computed on CUDA devices of compute capability 9.0 alone: head_dim is a multiple of 16
-/// and rows of q, k and v begin at multiples of 16 bytes. Scores are products of float8, values and
+/// float8 is computed on CUDA devices of compute capability 9.0 alone, where head_dim is a multiple
+/// of 16 and rows of q, k and v begin at multiples of 16 bytes; else it is kUnsupported. Scores are
+/// products of float8, summed in accumulators that keep some 14 bits, and lse with them. Values and
 /// probabilities are multiplied as float16, which holds every float8.
 ///
 /// With device CUDA all memory but head_patterns and per-head sizes is memory of one GPU, that of
@@ -123,9 +124,9 @@ struct AttentionArgs {
   /// it: that of sm_80 and those that make index and plan take whatever is free
   /// (attention_kernel() tells which runs). Ignored on the CPU
   std::int32_t reserved_multiprocessors = 0;
-  /// Only with float8: what q, k and v of a head are multiplied by, each finite and > 0, float32 on
-  /// the op's device, contiguous; null: 1. Attention is that of q_scale * q, k_scale * k and
-  /// v_scale * v
+  /// Only with float8: what q, k and v of a head are multiplied by, on the op's device, contiguous;
+  /// null: 1. Attention is that of q_scale * q, k_scale * k and v_scale * v. All are finite and >
+  /// 0, and softmax_scale * q_scale * k_scale is in [2^-100, 2^100]; other results are undefined
   const float* q_scale = nullptr;  ///< [num_heads_q]
   const float* k_scale = nullptr;  ///< [num_heads_kv]
   const float* v_scale = nullptr;  ///< [num_heads_kv]

@@ -112,7 +112,7 @@ def _cuda() -> dict[str, Any]:
         meaning = "nothing to run them on"
     elif torch.cuda.get_device_capability() < (8, 0):
         meaning = "older than sm_80: tensors on it are refused"
-    elif torch.cuda.get_device_capability() == (9, 0) and "90a" in cuda_architectures().split(";"):
+    elif torch.cuda.get_device_capability() == (9, 0) and "90a" in cuda_architectures():
         meaning = "all ops run on it, in bfloat16, float16 and float8_e4m3fn"
     else:
         meaning = "all ops run on it, in bfloat16 and float16"

@@ -255,7 +255,7 @@ std::vector<NumbersCase> numbers_cases() {
         .head_dim = 64,
         .patterns = patterns},
        [](Layer& layer) {
-         layer.q_scale = {0.013f, 1.1f, 300, 0.7f};
+         layer.q_scale = {0.013f, 0.21f, 300, 0.7f};
          layer.k_scale = {27, 0.045f};
          layer.v_scale = {3100, 0.0021f};
        }},
