@@ -6,8 +6,8 @@
 //   plan warp         stage_planner.cuh    tasks and plans -> stages
 //   load warp         load_warp.cuh        stages -> q, K and V in shared memory
 //   mask warp         mask_warp.cuh        stages with masks: who attends which column
-//   value warp        value_warp.cuh       stages with masks: values that are not finite
-//                     float8_value_warp.cuh  of float8 all stages: values to float16
+//   value warp        value_warp.cuh       stages with masks: values that are not finite; of float8
+//                                          all stages: values to float16
 //   math warpgroups   math_warpgroup.cuh   scores, softmax, outputs; a row block of 64 rows each
 //
 // Barriers. Rings have a full and an empty one per slot:
@@ -37,7 +37,6 @@
 #include "device/dependent_launch.cuh"
 #include "device/launch.cuh"
 #include "sm90/attention_fwd.h"
-#include "sm90/float8_value_warp.cuh"
 #include "sm90/load_warp.cuh"
 #include "sm90/mask_warp.cuh"
 #include "sm90/math_warpgroup.cuh"
@@ -95,8 +94,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       let_next_kernel_start();
     } else if (warp == kMaskWarp) {
       MaskWarp<Config>(shared).run();
-    } else if constexpr (Config::kIsFloat8) {
-      Float8ValueWarp<Config>(params, shared).run();
     } else {
       ValueWarp<Config>(params, shared).run();
     }

@@ -1,4 +1,4 @@
-// What the value warps keep of values that are not finite, and replace by 0: which rows attend an
+// What the value warp keeps of values that are not finite, and replace by 0: which rows attend an
 // infinity, of which NaN is both. At the end of the task it is added to them as it is: a
 // probability that is 0 would make NaN of an infinity.
 #pragma once

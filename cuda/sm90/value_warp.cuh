@@ -1,10 +1,11 @@
-// The value warp: replaces values that are not finite in stages with masks. 0 * NaN is NaN: those
-// values become 0 before anybody multiplies, and are noted.
+// The value warp: makes the values of stages ready to be multiplied, finite_values.cuh, or of
+// float8 float8_values.cuh.
 #pragma once
 
-#include "device/element.cuh"
-#include "sm90/attention_params.h"
-#include "sm90/config.cuh"
+#include <type_traits>
+
+#include "sm90/finite_values.cuh"
+#include "sm90/float8_values.cuh"
 #include "sm90/infinity_notes.cuh"
 
 namespace minference::cuda::sm90 {
@@ -15,31 +16,17 @@ class ValueWarp {
   using Storage = typename Config::SharedStorage;
 
   __device__ ValueWarp(const AttentionParams& params, Storage& shared)
-      : shared_(shared), notes_(params, shared) {}
+      : shared_(shared), values_(shared), notes_(params, shared) {}
 
   __device__ void run() {
     Ring<Config::kPlanned> planned;
     Ring<Config::kContexts> context;
-    typename Config::StageRing stage;
     while (true) {
       shared_.full_planned[planned.slot].wait(planned.parity);
       const auto& at = shared_.planned[planned.slot];
       const StageFlags flags(at.flags);
       if (flags.is_end()) return;
-      // Waits for and lets go of every stage, as the mask warp does.
-      shared_.full_v[stage.barrier()].wait(stage.barrier_parity());
-      if (flags.is_masked()) {
-#pragma unroll 1
-        for (int n = 0; n < Config::kPieces; ++n) {
-          const Piece& piece = at.pieces[n];
-          if (!has_masked_values(piece, flags)) continue;
-          const std::uint32_t columns = replace_nonfinite(stage.slot(), n);
-          if (columns != 0) notes_.add(piece, columns, &shared_.contexts[context.slot]);
-        }
-        publish_to_async();
-        arrive_as_warp(shared_.values_finite[stage.slot()]);
-      }
-      arrive_as_warp(shared_.empty_v[stage.slot()]);
+      values_.take(at, flags, &shared_.contexts[context.slot], &notes_);
       arrive_as_warp(shared_.empty_planned[planned.slot]);
       if (flags.is_last()) {
         arrive_as_warp(shared_.empty_context[context.slot]);
@@ -47,57 +34,12 @@ class ValueWarp {
         notes_.end_task();
       }
       planned.advance();
-      stage.advance();
     }
   }
 
  private:
-  __device__ static int lane() { return threadIdx.x % 32; }
-
-  /// Of piece `n` of a slot. Which columns had some.
-  __device__ std::uint32_t replace_nonfinite(unsigned slot, int n) const {
-    using Tile = typename Config::KeyTile;
-    constexpr int kVectors = plan::kChunk * Tile::kAtomVectors;  // of a piece and an atom
-    std::uint32_t columns = 0;
-#pragma unroll 1
-    for (int atom = 0; atom < Tile::kAtoms; ++atom) {
-      char* const rows = reinterpret_cast<char*>(shared_.v[slot]) + atom * Tile::kAtomBytes +
-                         n * plan::kChunk * Tile::kRowBytes;
-      uint4* const vectors = reinterpret_cast<uint4*>(rows);
-      // All are read before any is looked at, and nearly always that is all there is to do.
-      uint4 found[kVectors / 32];
-#pragma unroll
-      for (int i = 0; i < kVectors / 32; ++i) found[i] = vectors[32 * i + lane()];
-      bool is_any = false;
-#pragma unroll
-      for (const uint4& vector : found) is_any |= has_any(vector);
-      if (!__any_sync(kAllLanes, is_any)) continue;
-#pragma unroll 1
-      for (int i = lane(); i < kVectors; i += 32) {
-        if (replace_in(&vectors[i])) columns |= 1u << i / Tile::kAtomVectors;
-      }
-    }
-    return __reduce_or_sync(kAllLanes, columns);
-  }
-
-  __device__ static bool has_any(const uint4& vector) {
-    constexpr bool kIsBfloat16 = Config::kIsValueBfloat16;
-    return has_nonfinite<kIsBfloat16>(vector.x) || has_nonfinite<kIsBfloat16>(vector.y) ||
-           has_nonfinite<kIsBfloat16>(vector.z) || has_nonfinite<kIsBfloat16>(vector.w);
-  }
-
-  /// Whether there was anything to replace.
-  __device__ static bool replace_in(uint4* vector) {
-    if (!has_any(*vector)) return false;
-    auto* const elements = reinterpret_cast<std::uint16_t*>(vector);
-#pragma unroll 1
-    for (int i = 0; i < kVectorDims; ++i) {
-      if (has_nonfinite<Config::kIsValueBfloat16>(elements[i])) elements[i] = 0;
-    }
-    return true;
-  }
-
   Storage& shared_;
+  std::conditional_t<Config::kIsFloat8, Float8Values<Config>, FiniteValues<Config>> values_;
   InfinityNotes<Config> notes_;
 };
 

@@ -1,61 +1,42 @@
-// The value warp of float8: turns the values of every stage into float16, which holds every float8.
-// In stages with masks those that are not finite become 0, as value_warp.cuh does.
+// What the value warp does with float8: turns the values of every stage into float16, which holds
+// every float8. In stages with masks those that are not finite become 0, as in finite_values.cuh.
 #pragma once
 
 #include "device/element.cuh"
-#include "sm90/attention_params.h"
 #include "sm90/config.cuh"
 #include "sm90/infinity_notes.cuh"
 
 namespace minference::cuda::sm90 {
 
 template <class Config>
-class Float8ValueWarp {
+class Float8Values {
  public:
   using Storage = typename Config::SharedStorage;
 
-  __device__ Float8ValueWarp(const AttentionParams& params, Storage& shared)
-      : shared_(shared), notes_(params, shared) {}
+  __device__ explicit Float8Values(Storage& shared) : shared_(shared) {}
 
-  __device__ void run() {
-    Ring<Config::kPlanned> planned;
-    Ring<Config::kContexts> context;
-    Ring<Config::kFloat8Stages> from;
-    typename Config::StageRing to;
-    while (true) {
-      shared_.full_planned[planned.slot].wait(planned.parity);
-      const auto& at = shared_.planned[planned.slot];
-      const StageFlags flags(at.flags);
-      if (flags.is_end()) return;
-      shared_.full_float8_v[from.slot].wait(from.parity);
-      shared_.empty_v[to.slot()].wait(to.empty_parity());
+  /// The next stage. For a warpgroup that does not need it, lets go of its values.
+  __device__ void take(const typename Config::PlannedStage& at, StageFlags flags,
+                       TaskContext* context, InfinityNotes<Config>* notes) {
+    shared_.full_float8_v[from_.slot].wait(from_.parity);
+    shared_.empty_v[to_.slot()].wait(to_.empty_parity());
 #pragma unroll 1
-      for (int n = 0; n < Config::kPieces && flags.is_needed(); ++n) {
-        const Piece& piece = at.pieces[n];
-        const bool is_masked = flags.is_masked() && has_masked_values(piece, flags);
-        const std::uint32_t columns =
-            convert(shared_.float8_v[from.slot], shared_.v[to.slot()], n, is_masked);
-        if (columns != 0) notes_.add(piece, columns, &shared_.contexts[context.slot]);
-      }
-      publish_to_async();
-      arrive_as_warp(shared_.full_v[to.barrier()]);
-      arrive_as_warp(shared_.empty_float8_v[from.slot]);
-#pragma unroll
-      for (int block = 0; block < kTaskBlocks; ++block) {
-        if (!flags.is_needed(block) && lane() == 0) {
-          shared_.empty_v[to.slot()].arrive(kWarpsOfGroup);
-        }
-      }
-      arrive_as_warp(shared_.empty_planned[planned.slot]);
-      if (flags.is_last()) {
-        arrive_as_warp(shared_.empty_context[context.slot]);
-        context.advance();
-        notes_.end_task();
-      }
-      planned.advance();
-      from.advance();
-      to.advance();
+    for (int n = 0; n < Config::kPieces && flags.is_needed(); ++n) {
+      const Piece& piece = at.pieces[n];
+      const bool is_masked = flags.is_masked() && has_masked_values(piece, flags);
+      const std::uint32_t columns =
+          convert(shared_.float8_v[from_.slot], shared_.v[to_.slot()], n, is_masked);
+      if (columns != 0) notes->add(piece, columns, context);
     }
+    publish_to_async();
+    arrive_as_warp(shared_.full_v[to_.barrier()]);
+    arrive_as_warp(shared_.empty_float8_v[from_.slot]);
+#pragma unroll
+    for (int block = 0; block < kTaskBlocks; ++block) {
+      if (!flags.is_needed(block) && lane() == 0) shared_.empty_v[to_.slot()].arrive(kWarpsOfGroup);
+    }
+    from_.advance();
+    to_.advance();
   }
 
  private:
@@ -109,7 +90,8 @@ class Float8ValueWarp {
   }
 
   Storage& shared_;
-  InfinityNotes<Config> notes_;
+  Ring<Config::kFloat8Stages> from_;
+  typename Config::StageRing to_;
 };
 
 }  // namespace minference::cuda::sm90
