@@ -13,7 +13,7 @@ from minference_ext import __version__, demo
 from minference_ext.command_line import Parser, run
 from minference_ext.paths import cmake_dir, include_dir, lib_dir
 
-from . import bench, info, patterns
+from . import bench, info, methods, patterns
 
 PROGRAM = "minference"
 EPILOG = """examples:
@@ -54,6 +54,7 @@ def _parser() -> Parser:
     info.add_command(commands)
     _add_demo(commands)
     patterns.add_command(commands)
+    methods.add_command(commands)
     bench.add_command(commands)
     return parser
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from minference_ext.methods import Layer, Rotation, attend_heads, stats_of_heads
 from minference_ext.ops import plan_stats, sparse_attention
 from minference_ext.patterns import HeadPattern
 
 from .masks import MIN_QUERIES
-from .settings import LayerPlan, plans_of, settings_of
+from .settings import LayerPlan, plans_of, rotation_of, settings_of
 
 # Arguments of the model that reach attention and do not change it. position_ids are already in the
 # rotation of query and key; max_length_* only accompany cu_seq_lens_*, which are refused.
@@ -142,6 +143,8 @@ class _Layer:
             "dense_fallback": settings.dense_fallback,
             "softmax_scale": scaling,
         }
+        self._methods = settings.methods if window is None else ()
+        self._rotation = rotation_of(module)
         self._plans = plans_of(module)
         self._layer_idx = getattr(module, "layer_idx", None)
 
@@ -149,6 +152,8 @@ class _Layer:
         self, query: Tensor, key: Tensor, value: Tensor, first_valid_key: Tensor | None = None
     ) -> Tensor:
         """[B, H, q_len, D] over memory contiguous as [B, q_len, H, D]."""
+        if self._methods:
+            return self._attend_by_methods(query, key, value, first_valid_key)
         patterns = self._patterns
         if len(patterns) == 1:
             patterns = patterns * query.shape[1]
@@ -157,6 +162,38 @@ class _Layer:
             stats = plan_stats(query, key, patterns, **options)
             self._plans.append(LayerPlan(self._layer_idx, stats))
         out, _ = sparse_attention(query, key, value, patterns, **options)
+        return out
+
+    def _attend_by_methods(
+        self, query: Tensor, key: Tensor, value: Tensor, first_valid_key: Tensor | None
+    ) -> Tensor:
+        """Each prompt of the batch on its own, without its padding."""
+        batch, heads, q_len, head_dim = query.shape
+        kv_len = key.shape[2]
+        out = query.new_zeros((batch, q_len, heads, head_dim)).transpose(1, 2)
+        begins = [0] * batch if first_valid_key is None else first_valid_key.tolist()
+        for row, begin in enumerate(begins):
+            first_query = max(0, begin - (kv_len - q_len))
+            if first_query == q_len:
+                continue
+            keys = (slice(row, row + 1), slice(None), slice(begin, kv_len))
+            queries = (slice(row, row + 1), slice(None), slice(first_query, q_len))
+            rotation = self._rotation
+            if rotation is not None:
+                cos, sin = rotation.cos, rotation.sin
+                of_row = row if cos.shape[0] == batch else 0
+                rotation = Rotation(cos[of_row, first_query:], sin[of_row, first_query:])
+            layer = Layer(
+                query[queries],
+                key[keys],
+                value[keys],
+                layer_idx=self._layer_idx or 0,
+                softmax_scale=self._options["softmax_scale"],
+                rotation=rotation,
+            )
+            if self._plans is not None and self._layer_idx is not None:
+                self._plans.append(LayerPlan(self._layer_idx, stats_of_heads(self._methods, layer)))
+            out[queries], _ = attend_heads(self._methods, layer)
         return out
 
 

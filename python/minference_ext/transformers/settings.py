@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 from transformers import PreTrainedModel
 
+from minference_ext.methods import Method, Rotation, of_pattern
 from minference_ext.model_patterns import ModelPatterns
 from minference_ext.ops import SlashMode
 from minference_ext.patterns import HeadPattern, PlanStats
@@ -18,10 +19,15 @@ from minference_ext.patterns import HeadPattern, PlanStats
 NAME = "minference"
 DEFAULT_PATTERN = HeadPattern.vertical_slash(1000, 6096)  # the largest sizes MInference searches
 
-#: One pattern for all heads, one per head ([layers][query heads]), or where to read them:
-#: a file or a published name, as `ModelPatterns.load` takes it.
+#: One pattern or method for all heads, one per head ([layers][query heads]), or where to read
+#: patterns: a file or a published name, as `ModelPatterns.load` takes it.
 Patterns: TypeAlias = (
-    HeadPattern | ModelPatterns | Sequence[Sequence[HeadPattern]] | str | os.PathLike[str]
+    HeadPattern
+    | Method
+    | ModelPatterns
+    | Sequence[Sequence[HeadPattern | Method]]
+    | str
+    | os.PathLike[str]
 )
 
 
@@ -34,6 +40,7 @@ class LayerSettings:
     estimate_every: int = 0
     dense_fallback: bool = True
     min_length: int = 0
+    methods: tuple[Method, ...] = ()  # where given, they attend in place of all but min_length
 
 
 class LayerPlan(NamedTuple):
@@ -46,6 +53,8 @@ class LayerPlan(NamedTuple):
 _DEFAULT = LayerSettings((DEFAULT_PATTERN,))
 _SETTINGS = "_minference_settings"
 _PLANS = "_minference_plans"
+_ROTATION = "_minference_rotation"
+_ROTATION_HOOK = "_minference_rotation_hook"
 
 
 def settings_of(module: torch.nn.Module) -> LayerSettings:
@@ -78,7 +87,9 @@ def configure(
     Args:
         patterns: one for all heads, [layers][query heads] of them, a ModelPatterns, or the path or
             published name of a file that `ModelPatterns.load` reads. Kinds that need lists of
-            indices (`vertical_slash_index`, `block_index`) cannot be set.
+            indices (`vertical_slash_index`, `block_index`) cannot be set. A Method of
+            `minference_ext.methods` may stand wherever a pattern does; `mode`, `estimate_every` and
+            `dense_fallback` are then its own affair.
         starting_layer: layers before this one attend densely.
         min_length: with fewer keys than this, PyTorch's own attention runs. 0 leaves it to the cost
             model, which finds for each head where dense attention is cheaper.
@@ -98,7 +109,12 @@ def configure(
     if config.is_encoder_decoder:
         raise ValueError(f"model: {type(model).__name__} is an encoder-decoder; pass a decoder")
     text_config = config.get_text_config()
-    per_layer = _per_layer(text_config, patterns)
+    methods = _methods_per_layer(text_config, patterns)
+    per_layer = (
+        _per_layer(text_config, patterns)
+        if methods is None
+        else [(HeadPattern.dense(),)] * text_config.num_hidden_layers
+    )
     _check_range("starting_layer", starting_layer, len(per_layer))
     _check_range("min_length", min_length, None)
     _check_range("estimate_every", estimate_every, None)
@@ -109,11 +125,43 @@ def configure(
     for module in modules:
         layer_idx = int(module.layer_idx)
         heads = per_layer[layer_idx] if layer_idx >= starting_layer else (HeadPattern.dense(),)
-        layer = LayerSettings(heads, mode, estimate_every, dense_fallback, min_length)
+        of_layer = methods[layer_idx] if methods and layer_idx >= starting_layer else ()
+        layer = LayerSettings(heads, mode, estimate_every, dense_fallback, min_length, of_layer)
         setattr(module, _SETTINGS, layer)
+        _keep_rotation(module, any(method.needs_rotation for method in of_layer))
     # Vision and audio parts, which are not causal, keep what they have.
     parts = [name for name in config.sub_configs if getattr(config, name, None) is text_config]
     model.set_attn_implementation({parts[0]: NAME} if parts else NAME)
+
+
+def rotation_of(module: torch.nn.Module) -> Rotation | None:
+    """cos and sin of the call at hand, [1 or batch, q_len, rotary_dim], if a method needs them."""
+    rotation: Rotation | None = getattr(module, _ROTATION, None)
+    return rotation
+
+
+def _keep_rotation(module: torch.nn.Module, is_needed: bool) -> None:
+    """Attention functions do not get cos and sin; the module, which does, keeps them for a call."""
+    hooks = getattr(module, _ROTATION_HOOK, ())
+    for hook in hooks:
+        hook.remove()
+    hooks = ()
+    if is_needed:
+
+        def keep(module: torch.nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
+            cos_and_sin = kwargs.get("position_embeddings")
+            if cos_and_sin is not None:
+                cos, sin = cos_and_sin
+                setattr(module, _ROTATION, Rotation(cos, sin))
+
+        def drop(module: torch.nn.Module, *_: Any) -> None:
+            setattr(module, _ROTATION, None)
+
+        hooks = (
+            module.register_forward_pre_hook(keep, with_kwargs=True),
+            module.register_forward_hook(drop),
+        )
+    setattr(module, _ROTATION_HOOK, hooks)
 
 
 @contextmanager
@@ -150,6 +198,27 @@ def _attention_modules(model: torch.nn.Module) -> list[Any]:
     return modules
 
 
+def _methods_per_layer(config: Any, patterns: Patterns) -> list[tuple[Method, ...]] | None:
+    """Methods of each layer: one per query head, or one for all. None: patterns alone."""
+    num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
+    if isinstance(patterns, Method):
+        return [(patterns,)] * num_layers
+    if not isinstance(patterns, Sequence) or isinstance(patterns, str):
+        return None
+    if not any(isinstance(head, Method) for heads in patterns for head in heads):
+        return None
+    rows = [
+        tuple(head if isinstance(head, Method) else of_pattern(head) for head in heads)
+        for heads in patterns
+    ]
+    if [len(row) for row in rows] != [num_heads] * num_layers:
+        raise ValueError(
+            f"patterns has {len(rows)} layers with {sorted({len(row) for row in rows})} heads; "
+            f"this model needs {num_layers} layers with {num_heads} each, or one for all"
+        )
+    return rows
+
+
 def _per_layer(config: Any, patterns: Patterns) -> list[tuple[HeadPattern, ...]]:
     """Patterns of each layer: one per query head, or one for all."""
     num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
@@ -159,7 +228,7 @@ def _per_layer(config: Any, patterns: Patterns) -> list[tuple[HeadPattern, ...]]
     if isinstance(patterns, str | os.PathLike):
         patterns = ModelPatterns.load(patterns)
     elif not isinstance(patterns, ModelPatterns):
-        patterns = ModelPatterns(patterns)
+        patterns = ModelPatterns(cast("Sequence[Sequence[HeadPattern]]", patterns))
     if (patterns.num_layers, patterns.num_heads) != (num_layers, num_heads):
         raise ValueError(
             f"patterns has {patterns.num_layers} layers with {patterns.num_heads} heads; this "
