@@ -9,7 +9,15 @@ from typing import Any, get_type_hints
 from minference_ext.patterns import HeadPattern
 
 from . import shapes
+from .ablations import OnlySlash, OnlyVertical
+from .by_recall import VerticalSlashByRecall
+from .dilated import StreamingLLMDilated, StreamingLLMStrided
+from .flexprefill import FlexPrefill
+from .infllm import InfLLM
 from .method import Method
+from .static import Static, StaticBlockSparse
+from .top_k import TopK
+from .xattention import XAttention
 
 #: In the order in which `minference methods` lists them.
 METHODS: tuple[type[Method], ...] = (
@@ -21,6 +29,17 @@ METHODS: tuple[type[Method], ...] = (
     shapes.VerticalSlash,
     shapes.VerticalSlashPerChunk,
     shapes.BlockSparse,
+    OnlyVertical,
+    OnlySlash,
+    Static,
+    StaticBlockSparse,
+    StreamingLLMDilated,
+    StreamingLLMStrided,
+    InfLLM,
+    FlexPrefill,
+    XAttention,
+    TopK,
+    VerticalSlashByRecall,
     shapes.Patterns,
 )
 
@@ -71,10 +90,10 @@ def parse(text: str) -> Method:
         )
     method = known[match.group(1)]
     arguments = _arguments(method, match.group(2) or "")
-    try:
-        return method(**arguments)
-    except TypeError as error:  # a parameter without default is missing
-        raise ValueError(f"{method.name}: {error}") from error
+    for parameter in parameters(method):
+        if parameter.is_required and parameter.name not in arguments:
+            raise ValueError(f"{method.name}: {parameter.name} is missing")
+    return method(**arguments)
 
 
 def parse_list(text: str) -> list[Method]:

@@ -154,6 +154,17 @@ def require(holds: bool, where: str, found: object, allowed: str) -> None:
         raise ValueError(f"{where}: found {found!r}; it must be {allowed}")
 
 
+def check_sizes(name: str, least: int = 0, **sizes: int) -> None:
+    """Raises ValueError where a size of method `name` is no whole number >= least."""
+    for size_name, size in sizes.items():
+        require(
+            type(size) is int and size >= least,
+            f"{name}, {size_name}",
+            size,
+            f"a whole number >= {least}",
+        )
+
+
 def attend_heads(methods: Sequence[Method], layer: Layer) -> tuple[Tensor, Tensor]:
     """Attention of a layer whose query heads each have their own method.
 

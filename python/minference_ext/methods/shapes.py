@@ -9,7 +9,7 @@ from typing import ClassVar
 from minference_ext.model_patterns import ModelPatterns
 from minference_ext.patterns import HeadPattern
 
-from .method import Layer, LayerIndex, Method, require
+from .method import Layer, LayerIndex, Method, check_sizes, require
 
 MINFERENCE = "MInference (arXiv 2407.02490)"
 
@@ -46,7 +46,7 @@ class AShape(_Uniform):
     source: ClassVar[str] = f"{MINFERENCE}, section 3.1"
 
     def __post_init__(self) -> None:
-        _check_sizes(self.name, sink=self.sink, window=self.window)
+        check_sizes(self.name, sink=self.sink, window=self.window)
 
     def pattern(self) -> HeadPattern:
         return HeadPattern.a_shape(self.sink, self.window)
@@ -77,7 +77,7 @@ class TriShape(_Uniform):
     source: ClassVar[str] = "SCBench (arXiv 2412.10319), section 3"
 
     def __post_init__(self) -> None:
-        _check_sizes(self.name, sink=self.sink, window=self.window, last=self.last)
+        check_sizes(self.name, sink=self.sink, window=self.window, last=self.last)
 
     def pattern(self) -> HeadPattern:
         return HeadPattern.tri_shape(self.sink, self.window, self.last)
@@ -97,7 +97,7 @@ class TriangleMix(Method):
     source: ClassVar[str] = "TriangleMix (arXiv 2507.21526)"
 
     def __post_init__(self) -> None:
-        _check_sizes(
+        check_sizes(
             self.name,
             starting_layer=self.starting_layer,
             sink=self.sink,
@@ -123,7 +123,7 @@ class VerticalSlash(_Uniform):
     source: ClassVar[str] = f"{MINFERENCE}, section 3.2, algorithm 2"
 
     def __post_init__(self) -> None:
-        _check_sizes(self.name, vertical_size=self.vertical_size, slash_size=self.slash_size)
+        check_sizes(self.name, vertical_size=self.vertical_size, slash_size=self.slash_size)
 
     def pattern(self) -> HeadPattern:
         return HeadPattern.vertical_slash(self.vertical_size, self.slash_size)
@@ -165,7 +165,7 @@ class BlockSparse(_Uniform):
     source: ClassVar[str] = f"{MINFERENCE}, section 3.2, algorithm 3"
 
     def __post_init__(self) -> None:
-        _check_sizes(self.name, least=1, top_k=self.top_k)
+        check_sizes(self.name, least=1, top_k=self.top_k)
 
     def pattern(self) -> HeadPattern:
         return HeadPattern.block_sparse(self.top_k)
@@ -200,13 +200,3 @@ class Patterns(Method):
             f"those of the model, which has a layer {layer.layer_idx} with a head {max(heads)}",
         )
         return LayerIndex(tuple(patterns.layers[layer.layer_idx][head] for head in heads))
-
-
-def _check_sizes(name: str, least: int = 0, **sizes: int) -> None:
-    for size_name, size in sizes.items():
-        require(
-            type(size) is int and size >= least,
-            f"{name}, {size_name}",
-            size,
-            f"a whole number >= {least}",
-        )
