@@ -20,6 +20,7 @@ from minference_ext.testing import (
     head_roles,
     key_value_pairs,
     needles_at_depths,
+    questions_in_the_middle,
     retrieved,
     single_needle,
     variable_tracking,
@@ -334,6 +335,33 @@ def test_prompt_layout() -> None:
     assert torch.equal(prompt.input_ids, needles_at_depths(300, [1.0, 0.0, 0.5], seed=9).input_ids)
 
 
+@both_dtypes
+@pytest.mark.parametrize("asked_at", [0.25, 0.5, 0.9, 1.0])
+def test_answers_questions_before_the_end(asked_at: float, dtype: torch.dtype) -> None:
+    prompt = questions_in_the_middle(1024, TEN_DEPTHS, asked_at, seed=6)
+    assert retrieved(build(dtype=dtype), prompt) == [True] * 10
+
+
+def test_layout_with_questions_in_the_middle() -> None:
+    spec = RetrievalSpec()
+    prompt = questions_in_the_middle(300, [1.0, 0.0, 0.5], asked_at=0.64, seed=9)
+    ids = prompt.input_ids[0].tolist()
+    assert len(ids) == 300
+    assert prompt.answer_positions == (187, 189, 191)  # the questions end at 192
+    assert [ids[position] for position in prompt.answer_positions] == list(prompt.asked)
+    assert prompt.evidence_positions == ((184,), (2,), (93,))
+    for key, answer, (evidence,) in zip(
+        prompt.asked, prompt.answers, prompt.evidence_positions, strict=True
+    ):
+        assert ids[evidence - 1 : evidence + 2] == [key, answer, SEP_TOKEN]
+        assert ids.count(key) == 2
+    assert all(token in spec.filler_tokens for token in ids[192:])
+    at_the_end = questions_in_the_middle(300, [1.0, 0.0, 0.5], asked_at=1.0, seed=9)
+    assert torch.equal(at_the_end.input_ids, needles_at_depths(300, [1.0, 0.0, 0.5], 9).input_ids)
+    last_rows = build()(prompt.input_ids, use_cache=False).logits[:, -113:]
+    assert retrieved(last_rows, prompt) == [True] * 3
+
+
 def test_retrieved_reads_either_rows_of_questions_or_the_last_rows() -> None:
     prompt = key_value_pairs(256, 12, asked=[3, 0, 11])
     logits = build()(prompt.input_ids, use_cache=False).logits
@@ -358,6 +386,11 @@ def test_retrieved_reads_either_rows_of_questions_or_the_last_rows() -> None:
         (lambda: single_needle(2_000_000, 0.5), "length: found 2000000"),
         (lambda: needles_at_depths(1000, [0.5, 0.501]), "depths: found two that are 1 tokens"),
         (lambda: needles_at_depths(1000, []), r"len\(depths\): found 0, allowed is 1..32"),
+        (lambda: questions_in_the_middle(1000, [0.5], 1.1), "asked_at: found 1.1, allowed is 0..1"),
+        (
+            lambda: questions_in_the_middle(100, [0.5], 0.05),
+            "length: found 100, allowed is 101..1048576 .* and 95 tokens behind them",
+        ),
         (lambda: key_value_pairs(1000, 5, asked=[5]), "asked: found 5, allowed is 0..4"),
         (lambda: key_value_pairs(1000, 400), "length: found 1000, allowed is 1217.."),
         (lambda: key_value_pairs(10_000, 2000), "num_pairs: found 2000, allowed is 1..1024"),

@@ -2,7 +2,7 @@
 
 An assignment is [K, V, SEP] and a question [SEP, K]: the answer is read from the logits at K's
 position in the question. Questions are the last tokens, inside the 64 rows from which
-vertical_slash estimates its index.
+vertical_slash estimates its index; those of `questions_in_the_middle` are not.
 """
 
 from __future__ import annotations
@@ -52,11 +52,39 @@ def needles_at_depths(
 
     One prefill answers all.
     """
+    return _needles(length, length, depths, seed, RetrievalSpec() if spec is None else spec)
+
+
+def questions_in_the_middle(
+    length: int,
+    depths: Sequence[float],
+    asked_at: float = 0.5,
+    seed: int = 0,
+    *,
+    spec: RetrievalSpec | None = None,
+) -> RetrievalPrompt:
+    """One assignment and one question per depth; filler follows the questions.
+
+    What a method estimates from the prompt's last queries knows nothing of these questions. One
+    that estimates for every chunk of queries sees them among the last 64 of a chunk, if they end
+    with it: at a multiple of its `estimate_every`.
+
+    depths: within the tokens before the questions (0: right after BOS, 1: right before them).
+    asked_at: the questions end at token round(asked_at * length); 1 makes `needles_at_depths`.
+    """
     spec = RetrievalSpec() if spec is None else spec
+    _require(0.0 <= asked_at <= 1.0, "asked_at", asked_at, "0..1")
+    return _needles(length, round(asked_at * length), depths, seed, spec)
+
+
+def _needles(
+    length: int, questions_end: int, depths: Sequence[float], seed: int, spec: RetrievalSpec
+) -> RetrievalPrompt:
     _require(1 <= len(depths) <= MAX_QUESTIONS, "len(depths)", len(depths), f"1..{MAX_QUESTIONS}")
     for depth in depths:
         _require(0.0 <= depth <= 1.0, "depths", depth, "0..1")
-    last_begin = _body_tokens(length, len(depths), len(depths)) - _ASSIGNMENT_TOKENS
+    behind = length - questions_end
+    last_begin = _body_tokens(length, len(depths), len(depths), behind) - _ASSIGNMENT_TOKENS
     begins = [round(depth * last_begin) for depth in depths]
     in_order = sorted(begins)
     for left, right in itertools.pairwise(in_order):
@@ -70,7 +98,8 @@ def needles_at_depths(
     keys = _distinct(spec.key_tokens, len(depths), generator, "len(depths)")
     values = _distinct(spec.value_tokens, len(depths), generator, "len(depths)")
     chains = [[index] for index in range(len(depths))]
-    return _compose(length, begins, list(zip(keys, values, strict=True)), chains, spec, generator)
+    assignments = list(zip(keys, values, strict=True))
+    return _compose(length, begins, assignments, chains, spec, generator, behind)
 
 
 def key_value_pairs(
@@ -171,15 +200,19 @@ def retrieved(source: LlamaForCausalLM | torch.Tensor, prompt: RetrievalPrompt) 
     return [token == answer for token, answer in zip(predicted, prompt.answers, strict=True)]
 
 
-def _body_tokens(length: int, num_assignments: int, num_questions: int) -> int:
+def _body_tokens(
+    length: int, num_assignments: int, num_questions: int, behind_questions: int = 0
+) -> int:
     """Tokens between BOS and the questions; raises if the assignments do not fit there."""
-    body_tokens = length - 1 - _QUESTION_TOKENS * num_questions
+    body_tokens = length - 1 - _QUESTION_TOKENS * num_questions - behind_questions
     shortest = length - body_tokens + _ASSIGNMENT_TOKENS * num_assignments
+    where = f" and {behind_questions} tokens behind them" if behind_questions else ""
     _require(
         shortest <= length <= MAX_POSITIONS,
         "length",
         length,
-        f"{shortest}..{MAX_POSITIONS} with this many assignments ({num_assignments}) and questions",
+        f"{shortest}..{MAX_POSITIONS} with this many assignments ({num_assignments}) and questions"
+        f"{where}",
     )
     return body_tokens
 
@@ -208,11 +241,13 @@ def _compose(
     chains: Sequence[Sequence[int]],
     spec: RetrievalSpec,
     generator: torch.Generator,
+    behind_questions: int = 0,
 ) -> RetrievalPrompt:
     """Write filler, assignments and questions.
 
     begins: where in the body each (key, value) goes.
     chains: per question, the assignments to look up in turn.
+    behind_questions: tokens of filler after the last question.
     """
     filler = spec.filler_tokens
     ids = torch.randint(filler.start, filler.stop, (length,), generator=generator)
@@ -220,13 +255,14 @@ def _compose(
     for begin, (key, value) in zip(begins, assignments, strict=True):
         ids[1 + begin : 1 + begin + _ASSIGNMENT_TOKENS] = torch.tensor([key, value, SEP_TOKEN])
     asked = [assignments[chain[0]][0] for chain in chains]
-    questions_begin = length - _QUESTION_TOKENS * len(chains)
-    ids[questions_begin::_QUESTION_TOKENS] = SEP_TOKEN
-    ids[questions_begin + 1 :: _QUESTION_TOKENS] = torch.tensor(asked)
+    questions_end = length - behind_questions
+    questions_begin = questions_end - _QUESTION_TOKENS * len(chains)
+    ids[questions_begin:questions_end:_QUESTION_TOKENS] = SEP_TOKEN
+    ids[questions_begin + 1 : questions_end : _QUESTION_TOKENS] = torch.tensor(asked)
     return RetrievalPrompt(
         input_ids=ids[None],
         asked=tuple(asked),
         answers=tuple(assignments[chain[-1]][1] for chain in chains),
-        answer_positions=tuple(range(questions_begin + 1, length, _QUESTION_TOKENS)),
+        answer_positions=tuple(range(questions_begin + 1, questions_end, _QUESTION_TOKENS)),
         evidence_positions=tuple(tuple(begins[index] + 2 for index in chain) for chain in chains),
     )
