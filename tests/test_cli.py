@@ -30,6 +30,7 @@ COMMANDS = [
     ["patterns", "convert"],
     ["bench"],
     ["bench", "attention"],
+    ["bench", "prefill"],
 ]
 
 Capture = pytest.CaptureFixture[str]
@@ -119,6 +120,7 @@ def test_printed_facts(capsys: Capture) -> None:
         (["bench", "attention", "--head-dim", "100"], "a multiple of 8 up to 256"),
         (["bench", "attention", "--rounds", "0"], "'0' is not a whole number >= 1"),
         (["bench", "attention", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["bench", "prefill"], "required: --model"),
         (["demo", "--length", "20"], "length: found 20"),
         (["demo", "--plots", "a", "--no-plots"], "not allowed with argument"),
     ],

@@ -15,7 +15,6 @@ from minference_ext.ops import plan_stats, sparse_attention
 from minference_ext.pattern_text import pattern_text
 from minference_ext.patterns import HeadPattern
 
-from .crossover import crossover
 from .inputs import Shape, prompt_like
 from .timing import Timings, compare
 
@@ -80,20 +79,3 @@ def _row(length: int, pattern: HeadPattern, times: Timings, q: Tensor, k: Tensor
         computed_share=int(stats.computed_pairs.sum()) / causal,
         dense_heads=int(stats.is_dense.sum()),
     )
-
-
-def crossovers(rows: Sequence[Row]) -> dict[str, float | None]:
-    """By sparse pattern: tokens from which on it is faster than every dense attention measured."""
-    by_length: dict[int, Timings] = {}
-    for row in rows:
-        by_length.setdefault(row.length, Timings({})).seconds[row.method] = row.seconds
-    methods = list(dict.fromkeys(row.method for row in rows))
-    dense = [method for method in methods if method in DENSE]
-    return {
-        method: crossover(
-            list(by_length),
-            [min(times.ratio(other, method) for other in dense) for times in by_length.values()],
-        )
-        for method in methods
-        if method not in DENSE
-    }

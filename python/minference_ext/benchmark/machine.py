@@ -48,11 +48,15 @@ def usable_processors() -> int:
     return os.cpu_count() or 1
 
 
-def describe() -> dict[str, object]:
+def describe(device: str = "cpu") -> dict[str, object]:
+    """The machine; `gpu` is there where `device` is one."""
+    is_gpu = device.startswith("cuda")
+    gpu = {"gpu": torch.cuda.get_device_name(torch.device(device))} if is_gpu else {}
     return {
         "date": datetime.date.today().isoformat(),
         "version": __version__,
         "cpu": cpu_model(),
+        **gpu,
         "threads": torch.get_num_threads(),
         "kernel": cpu_kernel_for("bfloat16"),
         "torch": torch.__version__,

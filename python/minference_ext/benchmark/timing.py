@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -23,14 +23,19 @@ class Timings:
 
     def spread(self, name: str) -> tuple[float, float]:
         """10th and 90th percentile."""
-        ordered = sorted(self.seconds[name])
-        last = len(ordered) - 1
-        return ordered[round(0.1 * last)], ordered[round(0.9 * last)]
+        return spread(self.seconds[name])
 
     def ratio(self, slower: str, faster: str) -> float:
         """How many times longer `slower` takes than `faster`."""
         pairs = zip(self.seconds[slower], self.seconds[faster], strict=True)
         return statistics.median(a / b for a, b in pairs)
+
+
+def spread(seconds: Sequence[float]) -> tuple[float, float]:
+    """10th and 90th percentile."""
+    ordered = sorted(seconds)
+    last = len(ordered) - 1
+    return ordered[round(0.1 * last)], ordered[round(0.9 * last)]
 
 
 def compare(
@@ -48,11 +53,29 @@ def compare(
         run()
         elapsed = time.perf_counter() - start
         repeats[name] = max(1, round(seconds_per_run / max(elapsed, 1e-9)))
+    return in_turns(contenders, rounds=rounds, repeats=repeats)
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    repeats: Mapping[str, int] | None = None,
+    prepare: Callable[[str], object] | None = None,
+) -> Timings:
+    """Times contenders that have run before, one turn of each per round.
+
+    repeats: runs per turn; None: one of each. The time is that of one run.
+    prepare: called with a contender's name before each of its turns, outside of the clock.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
+            count = 1 if repeats is None else repeats[name]
+            if prepare is not None:
+                prepare(name)
             start = time.perf_counter()
-            for _ in range(repeats[name]):
+            for _ in range(count):
                 run()
-            seconds[name].append((time.perf_counter() - start) / repeats[name])
+            seconds[name].append((time.perf_counter() - start) / count)
     return Timings(seconds)

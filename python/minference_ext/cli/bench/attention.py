@@ -1,4 +1,4 @@
-"""minference bench: attention with patterns against PyTorch's, by length, on the CPU."""
+"""minference bench attention: patterns against PyTorch's attention, by length, on the CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from minference_ext.benchmark import attention
-from minference_ext.benchmark.attention import DENSE, SDPA, Row
+from minference_ext.benchmark.attention import DENSE, Row
+from minference_ext.benchmark.crossover import crossovers
 from minference_ext.benchmark.inputs import Shape
 from minference_ext.benchmark.machine import describe
 from minference_ext.command_line import (
@@ -29,7 +30,8 @@ from minference_ext.command_line import (
 from minference_ext.pattern_text import parse_patterns
 from minference_ext.patterns import HeadPattern
 from minference_ext.plots import draw_times
-from minference_ext.plots.times import Curve
+
+from .report import crossovers_text, curves, lengths_of, three_digits
 
 LENGTHS = "1024,2048,4096,8192,16384,32768"
 PATTERNS = (
@@ -54,15 +56,8 @@ examples:
   minference bench attention --dtype float32 --rounds 3 --plot times.png --json times.json"""
 
 
-def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="time attention on this machine's CPU",
-        description="Times on this machine's CPU.",
-        epilog="examples:\n  minference bench attention --help\n  minference bench attention",
-    )
-    actions = parser.add_subparsers(metavar="subject", required=True)
-    subject = actions.add_parser(
+def add_subject(subjects: argparse._SubParsersAction[Parser]) -> None:
+    subject = subjects.add_parser(
         "attention",
         help="patterns against PyTorch's dense attention, by length",
         description="Attention with patterns against PyTorch's dense attention, by length.",
@@ -70,7 +65,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     subject.add_argument(
         "--lengths",
-        type=_lengths,
+        type=lengths_of(2),
         default=LENGTHS,
         metavar="N,N",
         help=f"tokens (default: {LENGTHS})",
@@ -95,10 +90,6 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     subject.add_argument("--plot", type=png_file, metavar="FILE.png", help="draw the times there")
     add_json(subject)
     subject.set_defaults(command=partial(_attention, subject))
-
-
-def _lengths(text: str) -> list[int]:
-    return sorted({at_least(2)(item) for item in text.split(",")})
 
 
 def _patterns(text: str) -> list[HeadPattern]:
@@ -136,7 +127,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             print(f"measured: {of_length[0].length} tokens", file=sys.stderr, flush=True)
     except (RuntimeError, ValueError) as error:
         raise Failure(str(error)) from error
-    points = attention.crossovers(rows)
+    points = crossovers(rows, DENSE)
     subject = (
         f"{shape.num_heads_q} query heads, {shape.num_heads_kv} kv heads, "
         f"head_dim {shape.head_dim}, {arguments.dtype}"
@@ -150,7 +141,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         where = f"{machine['cpu']}, threads: {machine['threads']}"
         title = f"Time of attention in one layer: {subject}\n{where}"
-        draw_times(arguments.plot, _curves(rows, points), title)
+        draw_times(arguments.plot, curves(rows, points), title)
         if arguments.json != STDOUT:
             print(f"\nPicture: {arguments.plot}")
     record = {
@@ -173,7 +164,7 @@ def _rows_text(rows: list[Row]) -> str:
             (
                 str(row.length),
                 row.method,
-                _milliseconds(row.median_seconds),
+                three_digits(row.median_seconds * 1e3),
                 f"{row.speedup:.2f}x",
                 f"{row.attended_share:.1%}",
                 # The last tile of a dense row reaches beyond the diagonal.
@@ -184,39 +175,6 @@ def _rows_text(rows: list[Row]) -> str:
     return table(cells, num_left=2)
 
 
-def _milliseconds(seconds: float) -> str:
-    """Three digits, or all before the point."""
-    value = seconds * 1e3
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def _crossovers_text(points: dict[str, float | None], shortest: int) -> str:
-    lines = []
-    for method, point in points.items():
-        if point is None:
-            where = "not faster than dense attention at the longest length"
-        elif point <= shortest:
-            where = "faster than dense attention at all lengths"
-        else:
-            where = f"faster than dense attention from {point:.0f} tokens on"
-        lines.append(f"{method}: {where}")
-    return "\n".join(lines) or "Dense attention only: name a sparse pattern, too."
-
-
-def _curves(rows: list[Row], points: dict[str, float | None]) -> list[Curve]:
-    """SDPA first."""
-    curves = []
-    for method in dict.fromkeys(row.method for row in rows):
-        of = [row for row in rows if row.method == method]
-        name = {SDPA: "PyTorch SDPA", "dense": "dense (ours)"}.get(method, method)
-        curves.append(
-            Curve(
-                name,
-                [row.length for row in of],
-                [row.median_seconds for row in of],
-                [row.speedup for row in of],
-                method in DENSE,
-                points.get(method),
-            )
-        )
-    return curves
+    text = crossovers_text(points, shortest, "dense attention")
+    return text or "Dense attention only: name a sparse pattern, too."
