@@ -13,14 +13,18 @@ from minference_ext import __version__, demo
 from minference_ext.command_line import Parser, run
 from minference_ext.paths import cmake_dir, include_dir, lib_dir
 
-from . import bench, info, methods, patterns
+from . import bench, eval_command, info, methods, patterns, plot, report, search
 
 PROGRAM = "minference"
 EPILOG = """examples:
   minference info                         # what this machine runs, and why
   minference demo --length 8192           # sparse against dense prefill, with pictures
   minference patterns show patterns.json --plot patterns.png
+  minference search --model retrieval --length 4096 --budget 128,512 --out patterns.json
   minference bench attention --lengths 1024,4096,16384 --plot times.png
+  minference eval niah --model retrieval --methods 'dense,vertical_slash(100,16)' --plot niah.png
+  minference plot attention --model retrieval --layer 1 --head 6 --out map.png
+  minference report patterns.search.json eval.json --out report.html
   cmake -B build -Dminference_DIR="$(minference --cmake-dir)"
 
 exit codes: 0; 1 what was asked for failed; 2 wrong arguments; 130 after Ctrl-C"""
@@ -56,6 +60,10 @@ def _parser() -> Parser:
     patterns.add_command(commands)
     methods.add_command(commands)
     bench.add_command(commands)
+    plot.add_command(commands)
+    report.add_command(commands)
+    eval_command.add_command(commands)
+    search.add_command(commands)
     return parser
 
 

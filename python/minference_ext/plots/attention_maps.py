@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from .canvas import VERMILION, canvas, tokens
+from .canvas import VERMILION, Target, canvas, shortened, tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,18 +23,83 @@ _KEPT, _MISSED = "#00456B", VERMILION
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """One head, in blocks of queries by keys."""
+    """One head, in square cells of queries by keys."""
 
     layer: int
     head: int
-    role: str
+    role: str  #: "" if it has none
     pattern: str
-    attended: Tensor  #: float [blocks, blocks]: the share of a block's causal pairs
-    kept: Tensor  #: float [blocks, blocks]: the largest probability of an attended pair
-    missed: Tensor  #: float [blocks, blocks]: the largest probability of any other pair
-    attended_share: float  #: of all causal pairs
+    cell: int  #: tokens along a side of a cell; the last row and column may have fewer
+    attended: Tensor  #: float [cells, cells]: the share of a cell's causal pairs
+    kept: Tensor  #: float [cells, cells]: the largest probability of an attended pair
+    missed: Tensor  #: float [cells, cells]: the largest probability of any other pair
+    attended_share: float | None  #: of all causal pairs; None: what is attended is not known
     recall: float  #: probability on attended pairs, mean over the queries
     recall_last: float  #: likewise, of the last queries alone
+
+
+class Strip(NamedTuple):
+    """Some keys, and the queries from the first of them on."""
+
+    first: int  #: a multiple of the map's cell
+    probability: Tensor  #: float [length - first, keys]: the true attention, 0 above the diagonal
+    mask: Tensor  #: bool, likewise: the pairs that the pattern attends, none above the diagonal
+
+
+def cell_of(length: int, cells: int) -> int:
+    """Tokens along a side of a cell if a map has at most that many cells a side."""
+    return math.ceil(length / cells)
+
+
+def map_of_strips(
+    layer: int,
+    head: int,
+    role: str,
+    pattern: str,
+    length: int,
+    strips: Iterable[Strip],
+    *,
+    cells: int,
+    num_last: int,
+    is_known: bool = True,
+) -> AttentionMap:
+    """Reduces a head to cells; a strip can go once it is added.
+
+    Args:
+        length: of the prompt, in tokens.
+        strips: cover all keys.
+        cells: per side, at most.
+        num_last: queries at the end that count for recall_last, at least 1.
+        is_known: False: what the pattern attends is not known, masks are all True.
+    """
+    cell = cell_of(length, cells)
+    side = math.ceil(length / cell)
+    pairs, kept, missed = (torch.zeros(side, side) for _ in range(3))
+    num_attended, mass, mass_last = 0, 0.0, 0.0
+    for first, probability, mask in strips:
+        on_pattern = probability * mask
+        row, column = first // cell, slice(first // cell, -(-(first + mask.shape[1]) // cell))
+        pairs[row:, column] = _in_cells(mask.float(), cell).sum((1, 3))
+        kept[row:, column] = _in_cells(on_pattern, cell).amax((1, 3))
+        missed[row:, column] = _in_cells(probability - on_pattern, cell).amax((1, 3))
+        num_attended += int(mask.sum())
+        mass += float(on_pattern.sum(dtype=torch.float64))
+        last = max(0, length - num_last - first)
+        mass_last += float(on_pattern[last:].sum(dtype=torch.float64))
+    share = pairs / _causal_pairs(length, cell).clamp(min=1)
+    return AttentionMap(
+        layer,
+        head,
+        role,
+        pattern,
+        cell,
+        attended=share if is_known else torch.zeros_like(share),
+        kept=kept,
+        missed=missed,
+        attended_share=num_attended / (length * (length + 1) // 2) if is_known else None,
+        recall=mass / length,
+        recall_last=mass_last / min(num_last, length),
+    )
 
 
 def attention_map(
@@ -48,54 +113,63 @@ def attention_map(
     blocks: int,
     num_last: int,
 ) -> AttentionMap:
-    """Reduces a head to blocks.
+    """`map_of_strips` of one whole matrix.
 
     Args:
         probability: [length, length], the true attention of each query (row).
         mask: bool, likewise: the pairs that the pattern attends, none above the diagonal.
-        blocks: per side, at most length.
+        blocks: cells per side, at most.
         num_last: queries at the end that count for recall_last, at least 1.
     """
+    whole = [Strip(0, probability, mask)]
     length = probability.shape[0]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return map_of_strips(layer, head, role, pattern, length, whole, cells=blocks, num_last=num_last)
 
-    def share(pairs: Tensor) -> Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(pairs[None].float(), blocks)[0]
 
-    def largest(values: Tensor) -> Tensor:
-        return torch.nn.functional.adaptive_max_pool2d(values[None].float(), blocks)[0]
+def _in_cells(values: Tensor, cell: int) -> Tensor:
+    """[queries, keys] to [cells, cell, cells, cell], zeros behind."""
+    rows, columns = (-size % cell for size in values.shape)
+    values = pad(values.float(), (0, columns, 0, rows))
+    return values.view(values.shape[0] // cell, cell, values.shape[1] // cell, cell)
 
-    kept = probability * mask
-    return AttentionMap(
-        layer,
-        head,
-        role,
-        pattern,
-        attended=share(mask) / share(causal).clamp(min=1 / length**2),
-        kept=largest(kept),
-        missed=largest(probability * ~mask),
-        attended_share=float(mask.sum() / causal.sum()),
-        recall=float(kept.sum() / length),
-        recall_last=float(kept[-num_last:].sum() / num_last),
-    )
+
+def _causal_pairs(length: int, cell: int) -> Tensor:
+    """Of each cell, [cells, cells]."""
+    side = math.ceil(length / cell)
+    sizes = torch.full((side,), float(cell))
+    sizes[-1] = length - (side - 1) * cell
+    below = (sizes[:, None] * sizes).tril(-1)
+    return below + torch.diag(sizes * (sizes + 1) / 2)
+
+
+# ---- Drawing -------------------------------------------------------------------------------------
 
 
 def draw_attention_maps(
-    path: Path, maps: Sequence[AttentionMap], length: int, title: str, columns: int = 4
+    path: Target,
+    maps: Sequence[AttentionMap],
+    length: int,
+    title: str,
+    columns: int = 4,
+    last: str = "for questions",
 ) -> None:
-    """One panel per head, row by row; `length` is the prompt's, in tokens."""
+    """One panel per head, row by row; `length` is the prompt's, in tokens.
+
+    last: what the queries of recall_last are, in a word or two.
+    """
+    columns = min(columns, len(maps))
     rows = math.ceil(len(maps) / columns)
-    with canvas(path, 9.0, 2.35 * rows + 1.3) as figure:
+    side = {1: 6.2, 2: 4.4, 3: 3.1}.get(columns, 2.35)  # inches
+    with canvas(path, 9.0 if columns > 1 else 6.6, side * rows + 1.3) as figure:
         figure.suptitle(title, fontsize=11)
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         ticks = [0, length // 2, length]
         for axes, head in zip(panels.flat, maps, strict=False):
-            axes.imshow(_rgb(head).numpy(), extent=(0, length, length, 0), interpolation="nearest")
+            end = head.cell * len(head.kept)
+            axes.imshow(_rgb(head).numpy(), extent=(0, end, end, 0), interpolation="nearest")
+            axes.set(xlim=(0, length), ylim=(length, 0))
             axes.set_title(
-                f"layer {head.layer} head {head.head}: {head.role}\n"
-                f"{head.pattern}: {head.attended_share:.1%} of pairs\n"
-                f"keeps {head.recall:.1%}, for questions {head.recall_last:.1%}",
-                fontsize=7.5,
+                _head_text(head, last, {1: 90, 2: 70, 3: 54}.get(columns, 42)), fontsize=7.5
             )
             axes.set_xticks(ticks, [tokens(tick) for tick in ticks])
             axes.set_yticks(ticks, [tokens(tick) for tick in ticks])
@@ -107,7 +181,23 @@ def draw_attention_maps(
             axes.set_xlabel("key", fontsize=8)
         for axes in panels[:, 0]:
             axes.set_ylabel("query", fontsize=8)
-        _add_legend(figure)
+        _add_legend(figure, all(head.attended_share is not None for head in maps))
+
+
+def _head_text(head: AttentionMap, last: str, width: int) -> str:
+    """width: characters of a line."""
+    name = f"layer {head.layer} head {head.head}"
+    if head.role:
+        name += f": {head.role}"
+    pattern = shortened(head.pattern, width)
+    if head.attended_share is None:
+        return f"{name}\n{pattern}"
+    share = f"{head.attended_share:.1%} of pairs"
+    separator = ": " if len(f"{pattern}: {share}") <= width else "\n"
+    return (
+        f"{name}\n{pattern}{separator}{share}\n"
+        f"keeps {head.recall:.1%}, {last} {head.recall_last:.1%}"
+    )
 
 
 def _intensity(probability: Tensor) -> Tensor:
@@ -120,9 +210,9 @@ def _colour(text: str) -> Tensor:
 
 
 def _rgb(head: AttentionMap) -> Tensor:
-    """[blocks, blocks, 3]: the computed area, and attention on it or missed by it."""
-    # The root shows single columns, which fill a small part of their blocks.
-    area = head.attended.sqrt()[..., None]
+    """[cells, cells, 3]: the computed area, and attention on it or missed by it."""
+    # The root shows single columns, which fill a small part of their cells.
+    area = head.attended.clamp(max=1).sqrt()[..., None]
     existing = torch.ones_like(head.attended).tril().bool()[..., None]
     ground = torch.where(
         existing, area * _colour(_AREA) + (1 - area) * _colour(_SKIPPED), _colour(_FUTURE)
@@ -133,16 +223,19 @@ def _rgb(head: AttentionMap) -> Tensor:
     return ground
 
 
-def _add_legend(figure: Figure) -> None:
+def _add_legend(figure: Figure, is_known: bool) -> None:
     from matplotlib.patches import Patch
 
-    figure.legend(
-        handles=[
+    handles = [Patch(color=_KEPT, label="attention kept" if is_known else "attention")]
+    if is_known:
+        handles = [
             Patch(color=_AREA, label="computed by the pattern"),
             Patch(facecolor=_SKIPPED, edgecolor="#BBBBBB", label="skipped"),
-            Patch(color=_KEPT, label="attention kept"),
+            *handles,
             Patch(color=_MISSED, label="attention missed"),
-        ],
+        ]
+    figure.legend(
+        handles=handles,
         loc="outside lower center",
         ncols=4,
         title=f"attention: largest probability of a block, {_LEAST:g} (pale) to 1, logarithmic",

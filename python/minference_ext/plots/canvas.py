@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:  # optional for the package, so imported where it is used
     from matplotlib.figure import Figure
+
+#: Where a picture goes: a file, or a stream of bytes.
+Target: TypeAlias = Path | IO[bytes]
 
 MISSING = 'pictures need matplotlib: pip install matplotlib (or "minference_ext[plot]")'
 
@@ -30,6 +34,7 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.color": INK,
+    "text.parse_math": False,  # a model's name may have a dollar sign in it
     "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -43,7 +48,7 @@ def is_available() -> bool:
 
 
 @contextmanager
-def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
+def canvas(path: Target, width: float, height: float) -> Iterator[Figure]:
     """A figure of that many inches, saved as PNG to `path` at the end.
 
     Raises:
@@ -62,8 +67,11 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         yield figure
         drawn = BytesIO()
         figure.savefig(drawn, format="png", dpi=_DPI)
-        # A palette makes files a third as large, and nobody sees the difference.
-        Image.open(drawn).convert("RGB").quantize(256).save(path, format="PNG", optimize=True)
+        # A palette makes files a third as large, and nobody sees the difference. Maximum coverage
+        # keeps the ends of colour scales, which few pixels have.
+        image = Image.open(drawn).convert("RGB")
+        palette = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+        palette.save(path, format="PNG", optimize=True)
 
 
 def tokens(count: float) -> str:
@@ -73,3 +81,14 @@ def tokens(count: float) -> str:
             value = count / unit
             return f"{value:.0f}{name}" if value >= 10 else f"{value:.2g}{name}"
     return f"{count:.0f}"
+
+
+def shortened(text: str, most: int) -> str:
+    """Text from a file in one line of at most that many characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def every(count: int, most: int) -> int:
+    """The step by which `count` ticks become at most `most`."""
+    return max(1, math.ceil(count / most))

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from minference_ext.pattern_text import pattern_text
 from minference_ext.patterns import HeadPattern
 
-from .canvas import COLOURS, canvas
+from .canvas import COLOURS, Target, canvas, shortened
 
 _OTHERS = "#BBBBBB"
 
 
 def draw_head_patterns(
-    path: Path,
-    layers: Sequence[Sequence[HeadPattern]],
-    counts: Sequence[tuple[HeadPattern, int]],
+    path: Target,
+    layers: Sequence[Sequence[HeadPattern | str]],
+    counts: Sequence[tuple[HeadPattern | str, int]],
     title: str,
 ) -> None:
     """The most frequent patterns have colours of their own; the rest shares a grey.
 
-    layers: [layers][heads]. counts: patterns, the most frequent first, and their heads.
+    layers: [layers][heads]; methods and other names as text. counts: patterns, the most frequent
+    first, and their heads.
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
@@ -32,7 +32,7 @@ def draw_head_patterns(
     cells = [[number.get(pattern, len(shown)) for pattern in heads] for heads in layers]
     colours = [*COLOURS, _OTHERS]
     num_heads = sum(count for _, count in counts)
-    labels = [f"{pattern_text(pattern)}: {count / num_heads:.1%}" for pattern, count in shown]
+    labels = [f"{_text(pattern)}: {count / num_heads:.1%}" for pattern, count in shown]
     if rest:
         count = sum(count for _, count in rest)
         labels.append(f"{len(rest)} others: {count / num_heads:.1%}")
@@ -65,3 +65,7 @@ def draw_head_patterns(
             title="share of the heads",
             fontsize=8.5,
         )
+
+
+def _text(pattern: HeadPattern | str) -> str:
+    return shortened(pattern, 40) if isinstance(pattern, str) else pattern_text(pattern)

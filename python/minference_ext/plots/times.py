@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .canvas import COLOURS, GREY, INK, canvas, tokens
+from .canvas import COLOURS, GREY, INK, Target, canvas, shortened, tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
 _MARKERS = "osD^vPX"
+_IN_SECONDS = 100.0  # from here on milliseconds have too many digits
 
 
 @dataclass(frozen=True)
@@ -34,33 +34,34 @@ class Curve:
         return self.crossover is not None and self.crossover > self.lengths[0]
 
 
-def draw_times(path: Path, curves: Sequence[Curve], title: str) -> None:
-    """Times on the left, speed-up over the first curve on the right; lengths are the same in all.
+def draw_times(path: Target, curves: Sequence[Curve], title: str) -> None:
+    """Times on the left, speed-up over the first curve on the right.
 
     A ring stands at each crossover, which the legend names. Without a dense curve there are none.
     """
     from matplotlib.lines import Line2D
 
     has_dense = any(curve.is_dense for curve in curves)
+    in_seconds = max(second for curve in curves for second in curve.seconds) >= _IN_SECONDS
     with canvas(path, 9.0, 4.9) as figure:
         figure.suptitle(title, fontsize=11)
         time_axes, speedup_axes = figure.subplots(1, 2)
         handles: list[Line2D] = []
         for curve, colour, dash, marker in _styles(curves):
-            milliseconds = [1e3 * second for second in curve.seconds]
-            for axes, values in ((time_axes, milliseconds), (speedup_axes, curve.speedups)):
+            times = [second * (1 if in_seconds else 1e3) for second in curve.seconds]
+            for axes, values in ((time_axes, times), (speedup_axes, curve.speedups)):
                 (line,) = axes.plot(
                     curve.lengths, values, dash, color=colour, marker=marker, markersize=4
                 )
                 if curve.is_crossing:
                     axes.plot([curve.crossover], [_at_crossover(curve, values)], **_RING)
-            line.set_label(f"{curve.method}{_remark(curve) if has_dense else ''}")
+            line.set_label(f"{shortened(curve.method, 60)}{_remark(curve) if has_dense else ''}")
             handles.append(line)
         if any(curve.is_crossing for curve in curves):
             label = "crossover: from here on faster than dense"
             handles.append(Line2D([], [], label=label, **_RING))
-        time_axes.set_title("time, ms")
-        speedup_axes.set_title(f"speed-up over {curves[0].method}")
+        time_axes.set_title("time, s" if in_seconds else "time, ms")
+        speedup_axes.set_title(f"speed-up over {shortened(curves[0].method, 60)}")
         _set_axes(time_axes, speedup_axes)
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5)
 
@@ -85,7 +86,7 @@ def _styles(curves: Sequence[Curve]) -> Iterator[tuple[Curve, str, str, str]]:
 
 
 def _set_axes(time_axes: Axes, speedup_axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     for axes in (time_axes, speedup_axes):
         axes.set_xscale("log", base=2)
@@ -95,10 +96,22 @@ def _set_axes(time_axes: Axes, speedup_axes: Axes) -> None:
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
     time_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    low, high = speedup_axes.get_ylim()
-    speedup_axes.set_yticks([2.0**power for power in range(-9, 10) if low <= 2.0**power <= high])
+    least, most = time_axes.get_ylim()
+    if most < 10 * least:  # not enough powers of ten to read it by
+        time_axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        time_axes.yaxis.set_minor_formatter(NullFormatter())
+    speedup_axes.set_yticks(_speedup_ticks(*speedup_axes.get_ylim()))
     speedup_axes.yaxis.set_minor_locator(NullLocator())
     speedup_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+
+
+def _speedup_ticks(low: float, high: float) -> list[float]:
+    """Powers of two, or finer steps where they would be few."""
+    if high > 4 * low:
+        return [2.0**power for power in range(-9, 10) if low <= 2.0**power <= high]
+    step = next((step for step in (0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / step <= 8), 1.0)
+    return [round(step * count, 2) for count in range(math.ceil(low / step), int(high / step) + 1)]
 
 
 def _remark(curve: Curve) -> str:
