@@ -116,7 +116,8 @@ $(OLDEST)/.installed:
 
 test-oldest: build $(OLDEST)/.installed
 	PYTHONPATH=$(OLDEST) OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest \
-	  tests/test_transformers.py tests/test_transformers_settings.py tests/test_model_families.py
+	  tests/test_transformers.py tests/test_transformers_settings.py tests/test_model_families.py \
+	  tests/test_transformers_methods.py
 
 # On a machine with one NVIDIA GPU, network or not: bench/README.md.
 gpu:

@@ -13,6 +13,8 @@ import minference_ext.transformers as integration
 import pytest
 import torch
 from minference_ext import HeadPattern, MInference, ModelPatterns
+from minference_ext.methods import parse
+from minference_ext.transformers.settings import settings_of
 from transformers import (
     AttentionInterface,
     BartConfig,
@@ -341,6 +343,41 @@ def test_original_entry_point(
     assert torch.equal(logits(model, ids), logits(expected, ids))
 
 
+@pytest.mark.parametrize(
+    ("attn_type", "arguments", "method"),
+    [
+        ("static", {}, "static(1000,6096)"),
+        ("dilated1", {}, "streaming_llm_dilated(1024,8192,2)"),
+        ("dilated2", {}, "streaming_llm_strided(1024,2048,4096,2)"),
+        ("inf_llm", {}, "infllm(128,4096,16,128,512,4)"),
+        (
+            "inf_llm",
+            {"n_init": 64, "n_local": 64, "topk": 1, "block_size": 64, "exc_block_size": 128},
+            "infllm(64,64,1,64,128,4)",
+        ),
+        ("flexprefill", {}, "flexprefill(0.9,0.1,None,None,128)"),
+        (
+            "flexprefill",
+            {"gamma": 0.5, "tau": 0.2, "min_budget": 64, "max_budget": 128, "block_size": 64},
+            "flexprefill(0.5,0.2,64,128,64)",
+        ),
+        ("xattention", {}, "xattention(stride=8,threshold=0.9,block_size=128)"),
+        ("xattention", {"stride": 16, "threshold": 0.5, "norm": 2.0}, "xattention(16,0.5,norm=2)"),
+    ],
+)
+def test_original_entry_point_of_methods(
+    attn_type: str, arguments: dict[str, Any], method: str
+) -> None:
+    ids = tokens(1, 300)
+    expected = tiny()
+    integration.configure(expected, parse(method), starting_layer=1)
+    model = MInference(attn_type, starting_layer=1, attn_kwargs=arguments)(tiny())
+    for layer, other in zip(model.model.layers, expected.model.layers, strict=True):
+        of_layer, of_other = (settings_of(m.self_attn).methods for m in (layer, other))
+        assert [str(m) for m in of_layer] == [str(m) for m in of_other]
+    assert torch.equal(logits(model, ids), logits(expected, ids))
+
+
 def test_original_entry_point_with_a_pattern_file(tmp_path: Path) -> None:
     path, ids = tmp_path / "best_pattern.json", tokens(1, 300)
     ModelPatterns([[NARROW] * HEADS] * LAYERS).save(path, format="upstream")
@@ -374,11 +411,39 @@ def test_original_entry_point_hf_leaves_the_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
-        ({"attn_type": "inf_llm"}, NotImplementedError, r"attn_type is 'inf_llm'; supported are"),
+        (
+            {"attn_type": "vllm_a_shape"},
+            NotImplementedError,
+            r"attn_type is 'vllm_a_shape'; supported are",
+        ),
         ({"attn_type": "minferense"}, ValueError, r"attn_type is 'minferense'; supported are"),
         ({"attn_type": "hf", "kv_type": "snapkv"}, NotImplementedError, r"kv_type is 'snapkv'"),
         ({"attn_type": "hf", "kv_cache_cpu": True}, NotImplementedError, r"kv_cache_cpu"),
-        ({"attn_type": "hf", "is_search": True}, NotImplementedError, r"is_search"),
+        (
+            {"attn_type": "hf", "is_search": True},
+            NotImplementedError,
+            r"is_search is True; `minference search` finds the patterns of a model",
+        ),
+        (
+            {"attn_type": "inf_llm", "attn_kwargs": {"max_cached_block": 32}},
+            ValueError,
+            r"has max_cached_block; inf_llm takes n_init, n_local, topk, block_size, exc_block",
+        ),
+        (
+            {"attn_type": "inf_llm", "attn_kwargs": {"n_local": 100}},
+            ValueError,
+            r"infllm, n_local: found 100; it must be a multiple of 64",
+        ),
+        (
+            {"attn_type": "xattention", "attn_kwargs": {"chunk_size": 2048}},
+            ValueError,
+            r"has chunk_size; xattention takes stride, norm, threshold, block_size",
+        ),
+        (
+            {"attn_type": "dilated1", "attn_kwargs": {"n_init": 4}},
+            ValueError,
+            r"has n_init; dilated1 takes none",
+        ),
         ({}, ValueError, r"minference needs model_name or config_path"),
         (
             {"attn_type": "a_shape", "attn_kwargs": {"tau": 1}},

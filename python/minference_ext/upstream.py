@@ -18,25 +18,57 @@ from .patterns import HeadPattern
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .methods import Method
+
 Model = TypeVar("Model", bound="PreTrainedModel")
 
-# What the original reads from attn_kwargs, with its defaults.
+# What the original reads from attn_kwargs, with its defaults; None: no bound.
 _A_SHAPE = {"n_init": 128, "n_local": 3968}
 _TRI_SHAPE = {**_A_SHAPE, "n_last": 100}
 _TRI_MIX = {"n_init": 8, "n_local": 512, "n_last": 128, "starting_layer": 16}
-_ARGUMENTS: dict[str, dict[str, int]] = {
+_INF_LLM = {
+    "n_init": 128,
+    "n_local": 4096,
+    "topk": 16,
+    "block_size": 128,
+    "exc_block_size": 512,
+    "repr_topk": 4,
+}
+_FLEXPREFILL = {
+    "gamma": 0.9,
+    "tau": 0.1,
+    "min_budget": None,
+    "max_budget": None,
+    "block_size": 128,
+}
+_XATTENTION = {"stride": 8, "norm": 1.0, "threshold": 0.9, "block_size": 128}
+_ARGUMENTS: dict[str, Mapping[str, Any]] = {
     "minference": {},
     "a_shape": _A_SHAPE,
     "tri_shape": _TRI_SHAPE,
     "tri_mix": _TRI_MIX,
     "tri_mix_minference": _TRI_MIX,
+    "static": {},
+    "dilated1": {},
+    "dilated2": {},
+    "inf_llm": _INF_LLM,
+    "flexprefill": _FLEXPREFILL,
+    "xattention": _XATTENTION,
     "dense": {},
     "hf": {},
 }
-_ABSENT = (
-    *("static", "dilated1", "dilated2", "inf_llm", "flexprefill", "xattention"),
-    *("vllm", "vllm_minference", "vllm_a_shape", "vllm_tri_shape", "vllm_flexprefill"),
-)
+_ABSENT = ("vllm", "vllm_minference", "vllm_a_shape", "vllm_tri_shape", "vllm_flexprefill")
+
+# attn_types that are a method of ours, and the names of arguments that differ.
+_METHODS = {
+    "static": "static",
+    "dilated1": "streaming_llm_dilated",
+    "dilated2": "streaming_llm_strided",
+    "inf_llm": "infllm",
+    "flexprefill": "flexprefill",
+    "xattention": "xattention",
+}
+_RENAMED = {"exc_block_size": "exec_block_size"}
 
 
 class MInference:
@@ -45,11 +77,15 @@ class MInference:
     Args:
         attn_type: "minference" (patterns of `config_path` or `model_name`), "a_shape", "tri_shape",
             "tri_mix" (dense layers, then tri_shape), "tri_mix_minference" (minference, then
-            tri_shape), "dense" (also "minference_with_dense"), or "hf": the model as it is.
+            tri_shape), "dense" (also "minference_with_dense"), "hf": the model as it is; or a
+            method of `minference methods`, which says where it differs from the original's:
+            "static", "dilated1" (streaming_llm_dilated), "dilated2" (streaming_llm_strided),
+            "inf_llm" (infllm), "flexprefill", "xattention".
         model_name: of a model with published patterns, as in `ModelPatterns.load`.
         config_path: a pattern file, of the original's format or ours.
         starting_layer: layers before it attend densely.
-        attn_kwargs: sizes of the shapes: n_init, n_local, n_last; starting_layer of tri_mix.
+        attn_kwargs: sizes of the shapes: n_init, n_local, n_last; starting_layer of tri_mix;
+            parameters of the methods by the original's names.
 
     Raises:
         NotImplementedError: another attn_type or kv_type of the original, kv_cache_cpu, is_search.
@@ -76,7 +112,10 @@ class MInference:
         if kv_cache_cpu:
             raise NotImplementedError("kv_cache_cpu is True; the cache stays where it is")
         if is_search:
-            raise NotImplementedError("is_search is True; the search for patterns is not included")
+            raise NotImplementedError(
+                "is_search is True; `minference search` finds the patterns of a model, and "
+                "config_path takes the file it writes"
+            )
         sizes = dict(attn_kwargs or {})
         if "last_n" in sizes:  # as the original's documentation has it
             sizes["n_last"] = sizes.pop("last_n")
@@ -88,6 +127,12 @@ class MInference:
             )
         self.attn_type = attn_type
         self._sizes = {**_ARGUMENTS[attn_type], **sizes}
+        self._method: Method | None = None
+        if attn_type in _METHODS:
+            from .methods import by_name
+
+            parameters = {_RENAMED.get(name, name): value for name, value in self._sizes.items()}
+            self._method = by_name()[_METHODS[attn_type]](**parameters)
         self._starting_layer = max(0, starting_layer)
         self._patterns: ModelPatterns | None = None
         if attn_type in ("minference", "tri_mix_minference"):
@@ -106,8 +151,10 @@ class MInference:
 
     patch_model = __call__
 
-    def _patterns_for(self, model: PreTrainedModel) -> HeadPattern | ModelPatterns:
+    def _patterns_for(self, model: PreTrainedModel) -> HeadPattern | ModelPatterns | Method:
         sizes = self._sizes
+        if self._method is not None:
+            return self._method
         if self.attn_type == "dense":
             return HeadPattern.dense()
         if self.attn_type == "minference":

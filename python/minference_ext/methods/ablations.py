@@ -21,14 +21,15 @@ _SOURCE = f"{MINFERENCE}, appendix D.3"
 class OnlyVertical(Method):
     """The best columns, and the main diagonal.
 
-    A query at position i attends key j if j is one of the min(kv_len, vertical_size) best columns,
-    or if both lie in the 64 keys that the diagonal covers for the query's row block. Columns are
-    ranked as in `minference_ext.vs_attention`: 0..29 first, then by the probabilities of the last
-    64 queries, ties to the lowest index; a vertical_size below 30 takes the first columns.
+    A query at position i attends key j <= i if j is one of the min(kv_len, vertical_size) best
+    columns, or if it lies at the position of a query of the same row block: what the diagonal
+    covers. Columns are ranked as in `minference_ext.vs_attention`: 0..29 first, then by the
+    probabilities of the last 64 queries, ties to the lowest index; a vertical_size below 30 takes
+    the first columns.
 
     The original's kernel needs a line of each kind, so the paper keeps the best diagonal too: that
-    is offset 0, which its ranking puts first. Heads that dense attention would serve sooner still
-    attend these keys only.
+    is offset 0, which its ranking puts first. A head that dense attention would serve sooner still
+    attends these keys only.
     """
 
     vertical_size: int = 4096
@@ -57,8 +58,8 @@ class OnlySlash(Method):
     slash_size below 100 takes the first offsets.
 
     The original's kernel needs a line of each kind, so the paper keeps the best column too: that is
-    column 0, which its ranking puts first. Heads that dense attention would serve sooner still
-    attend these keys only.
+    column 0, which its ranking puts first. A head that dense attention would serve sooner still
+    attends these keys only.
     """
 
     slash_size: int = 4096
@@ -87,5 +88,4 @@ def _lines(layer: Layer, columns: Tensor, offsets: Tensor) -> LayerIndex:
         (HeadPattern.vertical_slash_index(),) * layer.num_heads,
         vertical_idx=columns,
         slash_idx=offsets,
-        dense_fallback=False,
     )

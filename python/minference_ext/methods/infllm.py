@@ -47,8 +47,8 @@ class InfLLM(Method):
     method is given, so for the whole layer, or for its heads where others have other methods. Ties
     go to the lowest block.
     Representative, per query head: the mean of the repr_topk keys of the block that the window's
-    probabilities of all queries sum up highest for, ties to the lowest key. No query that sees the
-    block in its window comes after an exec block that may choose it: the choice is causal.
+    probabilities of all queries sum up highest for, ties to the lowest key. Queries that see the
+    block in their window come before an exec block that may choose it: the choice is causal.
 
     `stats` counts the pairs of both calls, as attention multiplies them; `causal_pairs` are those
     of dense attention, so of the prompt once. The choice is not counted.
@@ -130,8 +130,7 @@ class InfLLM(Method):
             field.name: getattr(near, field.name) + getattr(far, field.name)
             for field in dataclasses.fields(PlanStats)
         }
-        sums |= {"is_dense": near.is_dense & far.is_dense, "causal_pairs": near.causal_pairs}
-        return PlanStats(**sums)
+        return PlanStats(**{**sums, "causal_pairs": near.causal_pairs})
 
     def check(self, layer: Layer) -> None:
         super().check(layer)

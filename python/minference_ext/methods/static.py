@@ -63,9 +63,10 @@ class Static(_Remembered):
     """The columns and diagonals of an earlier prompt.
 
     A query attends as with `vertical_slash` of these sizes, over lines that `vertical_slash` would
-    choose for the first prompt that the layer and head met: for that prompt both methods are the
-    same, short ones apart, for which `vertical_slash` may be dense because an estimate would not
-    pay. Lines that a later prompt is too short for are left out, and a longer one gets no others.
+    choose for the first prompt that the layer and head met; for that prompt both methods are the
+    same, but that `vertical_slash` is dense where that costs no more. Lines that a later prompt is
+    too short for are left out, and a longer one gets no others. Prompts are whole: else the first
+    chunk of one would set the lines.
 
     The original's code keeps one index per layer, that of its first head, for all heads and as long
     as that prompt was, and prefers offsets 0..29 only, not 0..99. Here every head has its own.
@@ -109,7 +110,8 @@ class StaticBlockSparse(_Remembered):
     block m of the first prompt that the layer and head met: for that prompt both methods are the
     same. A shorter prompt uses its first row blocks. Row block m of a longer one, past the last of
     R remembered row blocks, attends the blocks n + m - (R - 1) where row block R - 1 has n: the
-    same distances from the diagonal.
+    same distances from the diagonal. Prompts are whole: else the first chunk of one would set the
+    blocks.
 
     Remembers 4 bytes per layer, head, row block and block: top_k / 16 bytes per token and head.
     """

@@ -13,7 +13,8 @@ from minference_ext.ops import plan_stats, sparse_attention
 from minference_ext.patterns import HeadPattern
 
 from .masks import MIN_QUERIES
-from .settings import LayerPlan, plans_of, rotation_of, settings_of
+from .rotation import cut, rotation_of
+from .settings import LayerPlan, plans_of, settings_of
 
 # Arguments of the model that reach attention and do not change it. position_ids are already in the
 # rotation of query and key; max_length_* only accompany cu_seq_lens_*, which are refused.
@@ -85,7 +86,7 @@ def attention(
         return out, None
     layer = _Layer(module, scaling, window)
     if attention_mask is None:
-        out = layer.attend(query, key, value)
+        out = layer.attend(query, key, value, rotation=layer.rotation)
     elif torch.compiler.is_compiling():
         out = layer.attend(query, *_right_aligned(key, value, attention_mask, q_len))
     else:
@@ -144,16 +145,22 @@ class _Layer:
             "softmax_scale": scaling,
         }
         self._methods = settings.methods if window is None else ()
-        self._rotation = rotation_of(module)
+        self.rotation = rotation_of(module)
         self._plans = plans_of(module)
         self._layer_idx = getattr(module, "layer_idx", None)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, first_valid_key: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        first_valid_key: Tensor | None = None,
+        rotation: Rotation | None = None,
     ) -> Tensor:
-        """[B, H, q_len, D] over memory contiguous as [B, q_len, H, D]."""
+        """[B, H, q_len, D] over memory contiguous as [B, q_len, H, D]; rotation is that of query,
+        where a method needs it."""
         if self._methods:
-            return self._attend_by_methods(query, key, value, first_valid_key)
+            return self._attend_by_methods(query, key, value, first_valid_key, rotation)
         patterns = self._patterns
         if len(patterns) == 1:
             patterns = patterns * query.shape[1]
@@ -165,9 +172,16 @@ class _Layer:
         return out
 
     def _attend_by_methods(
-        self, query: Tensor, key: Tensor, value: Tensor, first_valid_key: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        first_valid_key: Tensor | None,
+        rotation: Rotation | None,
     ) -> Tensor:
         """Each prompt of the batch on its own, without its padding."""
+        if torch.compiler.is_compiling():
+            _refuse("torch.compile", True, "methods run eagerly; compile with patterns alone")
         batch, heads, q_len, head_dim = query.shape
         kv_len = key.shape[2]
         out = query.new_zeros((batch, q_len, heads, head_dim)).transpose(1, 2)
@@ -178,18 +192,13 @@ class _Layer:
                 continue
             keys = (slice(row, row + 1), slice(None), slice(begin, kv_len))
             queries = (slice(row, row + 1), slice(None), slice(first_query, q_len))
-            rotation = self._rotation
-            if rotation is not None:
-                cos, sin = rotation.cos, rotation.sin
-                of_row = row if cos.shape[0] == batch else 0
-                rotation = Rotation(cos[of_row, first_query:], sin[of_row, first_query:])
             layer = Layer(
                 query[queries],
                 key[keys],
                 value[keys],
                 layer_idx=self._layer_idx or 0,
                 softmax_scale=self._options["softmax_scale"],
-                rotation=rotation,
+                rotation=cut(rotation, row, first_query, q_len),
             )
             if self._plans is not None and self._layer_idx is not None:
                 self._plans.append(LayerPlan(self._layer_idx, stats_of_heads(self._methods, layer)))
@@ -266,7 +275,8 @@ def _attend_padded(
     last = kv_len if q_len == kv_len else max(end for _, end, _ in rows)
     if all(end == last or count == 0 for _, end, count in rows):
         key, value = key[:, :, :last], value[:, :, :last]
-        return layer.attend(query, key, value, begins.clamp(max=last).to(torch.int32))
+        begins = begins.clamp(max=last).to(torch.int32)
+        return layer.attend(query, key, value, begins, layer.rotation)
     if q_len != kv_len:
         raise ValueError(
             "attention_mask is padded on the right within a chunk of the prompt, or with a static "
@@ -277,6 +287,7 @@ def _attend_padded(
     out = query.new_zeros((batch, q_len, heads, head_dim)).transpose(1, 2)
     for row, (begin, end, count) in enumerate(rows):
         if count > 0:
-            cut = (slice(row, row + 1), slice(None), slice(begin, end))
-            out[cut] = layer.attend(query[cut], key[cut], value[cut])
+            of_row = (slice(row, row + 1), slice(None), slice(begin, end))
+            rotation = cut(layer.rotation, row, begin, end)
+            out[of_row] = layer.attend(query[of_row], key[of_row], value[of_row], None, rotation)
     return out

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple, TypeAlias, cast, get_args
 import torch
 from transformers import PreTrainedModel
 
-from minference_ext.methods import Method, Rotation, of_pattern
+from minference_ext.methods import Method, of_pattern
+from minference_ext.methods.shapes import Patterns as PatternsMethod
 from minference_ext.model_patterns import ModelPatterns
 from minference_ext.ops import SlashMode
 from minference_ext.patterns import HeadPattern, PlanStats
+
+from .rotation import check_rotation, keep_rotation
 
 NAME = "minference"
 DEFAULT_PATTERN = HeadPattern.vertical_slash(1000, 6096)  # the largest sizes MInference searches
@@ -53,8 +56,6 @@ class LayerPlan(NamedTuple):
 _DEFAULT = LayerSettings((DEFAULT_PATTERN,))
 _SETTINGS = "_minference_settings"
 _PLANS = "_minference_plans"
-_ROTATION = "_minference_rotation"
-_ROTATION_HOOK = "_minference_rotation_hook"
 
 
 def settings_of(module: torch.nn.Module) -> LayerSettings:
@@ -89,15 +90,16 @@ def configure(
             published name of a file that `ModelPatterns.load` reads. Kinds that need lists of
             indices (`vertical_slash_index`, `block_index`) cannot be set. A Method of
             `minference_ext.methods` may stand wherever a pattern does; `mode`, `estimate_every` and
-            `dense_fallback` are then its own affair.
+            `dense_fallback` are then its own affair. Methods run prompt by prompt, and not under
+            torch.compile.
         starting_layer: layers before this one attend densely.
         min_length: with fewer keys than this, PyTorch's own attention runs. 0 leaves it to the cost
             model, which finds for each head where dense attention is cheaper.
         mode, estimate_every, dense_fallback: as in `minference_ext.sparse_attention`.
 
     Raises:
-        ValueError: shape or kind of `patterns`, a file's content, a number out of range, or a model
-            without layers of causal attention.
+        ValueError: shape or kind of `patterns`, a file's content, a number out of range, a model
+            without layers of causal attention, or one whose rotation a method cannot undo.
         FileNotFoundError: no such file or published name.
     """
     modules = _attention_modules(model)
@@ -109,6 +111,8 @@ def configure(
     if config.is_encoder_decoder:
         raise ValueError(f"model: {type(model).__name__} is an encoder-decoder; pass a decoder")
     text_config = config.get_text_config()
+    if isinstance(patterns, PatternsMethod):
+        patterns = patterns.model_patterns
     methods = _methods_per_layer(text_config, patterns)
     per_layer = (
         _per_layer(text_config, patterns)
@@ -122,46 +126,18 @@ def configure(
         raise ValueError(f"estimate_every is {estimate_every}; it must be a multiple of 64")
     if mode not in get_args(SlashMode):
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(get_args(SlashMode))}")
+    for module, method in _rotated(modules, methods, starting_layer):
+        check_rotation(module, method.name)
     for module in modules:
         layer_idx = int(module.layer_idx)
         heads = per_layer[layer_idx] if layer_idx >= starting_layer else (HeadPattern.dense(),)
         of_layer = methods[layer_idx] if methods and layer_idx >= starting_layer else ()
         layer = LayerSettings(heads, mode, estimate_every, dense_fallback, min_length, of_layer)
         setattr(module, _SETTINGS, layer)
-        _keep_rotation(module, any(method.needs_rotation for method in of_layer))
+        keep_rotation(module, any(method.needs_rotation for method in of_layer))
     # Vision and audio parts, which are not causal, keep what they have.
     parts = [name for name in config.sub_configs if getattr(config, name, None) is text_config]
     model.set_attn_implementation({parts[0]: NAME} if parts else NAME)
-
-
-def rotation_of(module: torch.nn.Module) -> Rotation | None:
-    """cos and sin of the call at hand, [1 or batch, q_len, rotary_dim], if a method needs them."""
-    rotation: Rotation | None = getattr(module, _ROTATION, None)
-    return rotation
-
-
-def _keep_rotation(module: torch.nn.Module, is_needed: bool) -> None:
-    """Attention functions do not get cos and sin; the module, which does, keeps them for a call."""
-    hooks = getattr(module, _ROTATION_HOOK, ())
-    for hook in hooks:
-        hook.remove()
-    hooks = ()
-    if is_needed:
-
-        def keep(module: torch.nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
-            cos_and_sin = kwargs.get("position_embeddings")
-            if cos_and_sin is not None:
-                cos, sin = cos_and_sin
-                setattr(module, _ROTATION, Rotation(cos, sin))
-
-        def drop(module: torch.nn.Module, *_: Any) -> None:
-            setattr(module, _ROTATION, None)
-
-        hooks = (
-            module.register_forward_pre_hook(keep, with_kwargs=True),
-            module.register_forward_hook(drop),
-        )
-    setattr(module, _ROTATION_HOOK, hooks)
 
 
 @contextmanager
@@ -198,6 +174,18 @@ def _attention_modules(model: torch.nn.Module) -> list[Any]:
     return modules
 
 
+def _rotated(
+    modules: Sequence[Any], methods: list[tuple[Method, ...]] | None, starting_layer: int
+) -> Iterator[tuple[Any, Method]]:
+    """Each module that runs methods which need its rotation, with the first of them."""
+    for module in modules:
+        if methods is None or module.layer_idx < starting_layer:
+            continue
+        needing = [method for method in methods[module.layer_idx] if method.needs_rotation]
+        if needing:
+            yield module, needing[0]
+
+
 def _methods_per_layer(config: Any, patterns: Patterns) -> list[tuple[Method, ...]] | None:
     """Methods of each layer: one per query head, or one for all. None: patterns alone."""
     num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
@@ -205,18 +193,30 @@ def _methods_per_layer(config: Any, patterns: Patterns) -> list[tuple[Method, ..
         return [(patterns,)] * num_layers
     if not isinstance(patterns, Sequence) or isinstance(patterns, str):
         return None
-    if not any(isinstance(head, Method) for heads in patterns for head in heads):
+    rows = [heads if isinstance(heads, Sequence) else (heads,) for heads in patterns]
+    if not any(isinstance(head, Method) for heads in rows for head in heads):
         return None
-    rows = [
-        tuple(head if isinstance(head, Method) else of_pattern(head) for head in heads)
-        for heads in patterns
-    ]
-    if [len(row) for row in rows] != [num_heads] * num_layers:
+    if [len(heads) for heads in rows] != [num_heads] * num_layers:
         raise ValueError(
-            f"patterns has {len(rows)} layers with {sorted({len(row) for row in rows})} heads; "
+            f"patterns has {len(rows)} layers with {sorted({len(heads) for heads in rows})} heads; "
             f"this model needs {num_layers} layers with {num_heads} each, or one for all"
         )
-    return rows
+    return [
+        tuple(_method_of(head, layer_idx, head_idx) for head_idx, head in enumerate(heads))
+        for layer_idx, heads in enumerate(rows)
+    ]
+
+
+def _method_of(head: Any, layer_idx: int, head_idx: int) -> Method:
+    if isinstance(head, Method):
+        return head
+    where = f"patterns, layer {layer_idx}, head {head_idx}"
+    if not isinstance(head, HeadPattern):
+        raise ValueError(f"{where}: found {head!r}; it must be a HeadPattern or a Method")
+    try:
+        return of_pattern(head)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _per_layer(config: Any, patterns: Patterns) -> list[tuple[HeadPattern, ...]]:
