@@ -31,6 +31,19 @@ COMMANDS = [
     ["bench"],
     ["bench", "attention"],
     ["bench", "prefill"],
+    ["methods"],
+    ["search"],
+    ["compare"],
+    ["eval"],
+    ["plot"],
+    *(
+        ["plot", subject]
+        for subject in (
+            *("attention", "observations", "patterns", "density"),
+            *("times", "breakdown", "retrieval", "scores"),
+        )
+    ),
+    ["report"],
 ]
 
 Capture = pytest.CaptureFixture[str]
