@@ -35,7 +35,7 @@ from .__main__ import Rows, print_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SEARCH_LENGTH = 32768
-# All with their own sizes, but for triangle_mix, whose dense layers would be all there are; then with
+# All with their own sizes, but for triangle_mix, whose dense layers would be all there are; then
 # sizes that compute a tenth: thousands of diagonals cover most of the prompt, whatever they were
 # estimated from. What takes longest is last.
 NOT_ALL = ("patterns", "triangle_mix", "top_k")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from minference_ext import cli
 from minference_ext.transformers import NAME
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests import text_model
 from tests.installed_wheel import ROOT, WheelEnvironment
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -105,3 +108,27 @@ def test_cpp(wheel_environment: WheelEnvironment, tmp_path: Path) -> None:
     for command in commands:
         printed = run(command, tmp_path, wheel_environment, "bash")
         assert printed.splitlines()[-1] == "ok", printed
+
+
+@pytest.mark.slow
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that find patterns and prove the accuracy, at sizes of a tiny checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    text_model.save(tmp_path / "checkpoint")
+    script = block("Find patterns, prove the accuracy", "sh").replace("\\\n", " ")
+    smaller = {
+        "DIR": "checkpoint",
+        "--out patterns.json ": "--out patterns.json --length 1024 --budget 64,192 ",
+        "niah,ruler": "niah,ruler:niah_single_1 --samples 1 --depths 2",
+        "8192,32768": "1024",
+        "--layer 12 --head 3,7": "--layer 0 --head 0,1 --length 1024",
+    }
+    for text, replacement in smaller.items():
+        assert text in script, text
+        script = script.replace(text, replacement)
+    commands = [shlex.split(line, comments=True) for line in script.splitlines()]
+    for program, *arguments in commands:
+        assert program == "minference"
+        assert cli.main(arguments) == 0, arguments
+    for name in ("patterns.json", "heads.png", "report.html"):
+        assert (tmp_path / name).stat().st_size > 0, name
