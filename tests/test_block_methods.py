@@ -13,7 +13,7 @@ from typing import Any
 import minference_ext
 import pytest
 import torch
-from minference_ext.methods import Layer, LayerIndex, Method, parse
+from minference_ext.methods import Layer, LayerIndex, Method, attend_heads, parse, stats_of_heads
 from torch import Tensor
 
 from tests import block_methods_reference as definitions
@@ -521,10 +521,12 @@ def test_softmax_scale_counts(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "limits"),
     [
-        ("xattention(threshold=0.7)", {"_QUERIES_PER_STEP": 256}),
-        ("xattention(threshold=0.7)", {"_SCORES_PER_STEP": 1}),
-        ("top_k(3)", {"_SCORES_PER_STEP": 1}),
-        ("top_k(3)", {"_SCORES_PER_STEP": 901 * 64 * 3}),
+        ("xattention(threshold=0.7)", {"xattention._QUERIES_PER_STEP": 256}),
+        ("xattention(threshold=0.7)", {"xattention._SCORES_PER_STEP": 1}),
+        ("xattention(threshold=0.7)", {"block_lists._TILES_PER_STEP": 1}),
+        ("flexprefill(gamma=0.7)", {"block_lists._TILES_PER_STEP": 15 * 4}),
+        ("top_k(3)", {"top_k._SCORES_PER_STEP": 1}),
+        ("top_k(3)", {"top_k._SCORES_PER_STEP": 901 * 64 * 3}),
     ],
 )
 def test_steps_do_not_change_the_choice(
@@ -533,9 +535,34 @@ def test_steps_do_not_change_the_choice(
     method, layer = parse(text), WHOLE[1].layer()
     expected = attended(method.index(layer), 901, 901)
     for name, value in limits.items():
-        monkeypatch.setattr(f"{type(method).__module__}.{name}", value)
+        monkeypatch.setattr(f"minference_ext.methods.{name}", value)
     found = attended(method.index(layer), 901, 901)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("text", ["flexprefill(gamma=0.7)", "xattention(threshold=0.6)"])
+def test_lists_are_of_as_many_heads_as_fit(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole groups attend together, as many as have lists within the bound, at least one."""
+    method, layer = parse(text), WHOLE[4].layer()  # four groups of two
+    expected, stats = attend_heads([method], layer), stats_of_heads([method], layer)
+    sizes: list[int] = []
+    index = type(method).index
+
+    def spy(self: Method, layer: Layer) -> LayerIndex:
+        sizes.append(layer.num_heads)
+        return index(self, layer)
+
+    monkeypatch.setattr(type(method), "index", spy)
+    bytes_of_head = 4 * 11 * 11  # of 650 tokens
+    for bound, parts in ((8, [8]), (7, [6, 2]), (4, [4, 4]), (3, [2] * 4), (1, [2] * 4)):
+        monkeypatch.setattr("minference_ext.methods.block_lists._LIST_BYTES", bound * bytes_of_head)
+        sizes.clear()
+        found = attend_heads([method], layer)
+        assert sizes == parts
+        assert found[0].transpose(1, 2).is_contiguous()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        in_parts = stats_of_heads([method], layer)
+        assert torch.equal(in_parts.attended_pairs, stats.attended_pairs)
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,25 @@ def test_bfloat16(length: int) -> None:
 # ---- What follows from the definition ------------------------------------------------------------
 
 
+@pytest.mark.parametrize("limit", [1, 2 * (128 + 64) * 5])  # one and five queries at a time
+def test_steps_do_not_change_the_choice(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = rotated_layer(450)
+    expected = SMALL.attend(layer)
+    monkeypatch.setattr("minference_ext.methods.infllm._SCORES_PER_STEP", limit)
+    for found, want in zip(SMALL.attend(layer), expected, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
+
+
+def test_float16_keeps_large_products_in_range() -> None:
+    """q . k reaches 200,000 here; queries and scale by powers of two give the same attention."""
+    layer = rotated_layer(450, dtype=torch.float16)
+    expected = SMALL.attend(layer)
+    large = dataclasses.replace(layer, q=layer.q * 4096, softmax_scale=layer.scale / 4096)
+    assert (large.q[0, 0].float() @ large.k[0, 0].float().T).abs().max() > 2 * 65504
+    for found, want in zip(SMALL.attend(large), expected, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-3)
+
+
 def test_the_choice_is_causal() -> None:
     """What comes after an exec block changes nothing in it."""
     layer, other = rotated_layer(700), rotated_layer(700, seed=1)

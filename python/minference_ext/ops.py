@@ -154,7 +154,7 @@ def a_shape_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention to the first `sink` keys and a window: j < sink or o < window.
 
-    The A-shape pattern of MInference (section 3.1), that is StreamingLLM (arXiv 2309.17453).
+    The A-shape pattern of MInference (section 2.2), that is StreamingLLM (arXiv 2309.17453).
 
     Args:
         sink: keys at the start of the sequence, tokens >= 0.

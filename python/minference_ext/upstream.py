@@ -9,7 +9,8 @@ The model stays the same object; it attends through attn_implementation="minfere
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .model_patterns import ModelPatterns
@@ -127,12 +128,13 @@ class MInference:
             )
         self.attn_type = attn_type
         self._sizes = {**_ARGUMENTS[attn_type], **sizes}
-        self._method: Method | None = None
+        self._method: Callable[[], Method] | None = None
         if attn_type in _METHODS:
             from .methods import by_name
 
             parameters = {_RENAMED.get(name, name): value for name, value in self._sizes.items()}
-            self._method = by_name()[_METHODS[attn_type]](**parameters)
+            self._method = partial(by_name()[_METHODS[attn_type]], **parameters)
+            self._method()  # refuses values now
         self._starting_layer = max(0, starting_layer)
         self._patterns: ModelPatterns | None = None
         if attn_type in ("minference", "tri_mix_minference"):
@@ -154,7 +156,7 @@ class MInference:
     def _patterns_for(self, model: PreTrainedModel) -> HeadPattern | ModelPatterns | Method:
         sizes = self._sizes
         if self._method is not None:
-            return self._method
+            return self._method()  # its own for each model: static learns from prompts
         if self.attn_type == "dense":
             return HeadPattern.dense()
         if self.attn_type == "minference":

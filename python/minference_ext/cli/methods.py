@@ -6,7 +6,7 @@ import argparse
 import inspect
 import textwrap
 
-from minference_ext.command_line import STDOUT, Failure, Parser, add_json, write_json
+from minference_ext.command_line import STDOUT, Parser, add_json, write_json
 from minference_ext.methods import METHODS, Method, by_name, parameters
 
 EPILOG = """A method is written as its name, name(1000,6096), or name(slash_size=6096); the path of
@@ -25,21 +25,26 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
         description="The methods of sparse prefill, with their parameters and sources.",
         epilog=EPILOG,
     )
-    parser.add_argument("name", nargs="?", help="of one method, to read all about it")
+    parser.add_argument(
+        "method", nargs="?", type=_method, metavar="name", help="of one method, to read all of it"
+    )
     add_json(parser)
     parser.set_defaults(command=_methods)
 
 
 def _methods(arguments: argparse.Namespace) -> int:
-    methods = list(METHODS)
-    if arguments.name is not None:
-        if arguments.name not in by_name():
-            raise Failure(f"{arguments.name!r} is no method; known: {', '.join(by_name())}")
-        methods = [by_name()[arguments.name]]
+    is_full = arguments.method is not None
+    methods = [arguments.method] if is_full else METHODS
     if arguments.json != STDOUT:
-        print("\n\n".join(_text(method, arguments.name is not None) for method in methods))
+        print("\n\n".join(_text(method, is_full) for method in methods))
     write_json(arguments.json, [_record(method) for method in methods])
     return 0
+
+
+def _method(name: str) -> type[Method]:
+    if name not in by_name():
+        raise argparse.ArgumentTypeError(f"{name!r} is no method; known: {', '.join(by_name())}")
+    return by_name()[name]
 
 
 def _signature(method: type[Method]) -> str:
@@ -52,6 +57,10 @@ def _signature(method: type[Method]) -> str:
 
 def _text(method: type[Method], is_full: bool) -> str:
     lines = [_signature(method), f"    {method.summary}", f"    {method.source}"]
+    if method.needs_whole_prompt:
+        lines.append("    Whole prompts only: no chunked prefill, nothing behind a prefix.")
+    if method.needs_rotation:
+        lines.append("    Models with RoPE as in Llama only.")
     if is_full:
         lines += ["", textwrap.indent(inspect.getdoc(method) or "", "    ")]
     return "\n".join(lines)
@@ -62,10 +71,13 @@ def _record(method: type[Method]) -> dict[str, object]:
         "name": method.name,
         "summary": method.summary,
         "source": method.source,
+        "needs_whole_prompt": method.needs_whole_prompt,
+        "needs_rotation": method.needs_rotation,
+        "has_memory": method.has_memory,
         "parameters": [
             {
                 "name": parameter.name,
-                "type": " or ".join(kind.__name__ for kind in parameter.types),
+                "type": parameter.type_text,
                 "default": parameter.default,
                 "is_required": parameter.is_required,
             }

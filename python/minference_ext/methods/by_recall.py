@@ -8,7 +8,7 @@ from typing import ClassVar
 from minference_ext.ops import dense_attention, vs_attention
 from minference_ext.patterns import HeadPattern
 
-from .method import Layer, LayerIndex, Method, require
+from .method import Layer, LayerIndex, Method, check_sizes, require
 
 _LAST_QUERIES = 64  # those from which lines are estimated
 
@@ -27,7 +27,8 @@ class VerticalSlashByRecall(Method):
 
     It is the refinement of Qwen2.5-1M, which does the same once, on calibration prompts, and adds
     instead of doubling. Its cost is that of 64 rows of attention and an estimation per round, in at
-    most 1 + log2(max_share * kv_len / (vertical_size + slash_size)) rounds.
+    most 1 + log2(max_share * kv_len / (vertical_size + slash_size)) rounds, which `stats` does not
+    count.
 
     Behind a prefix, the queries are the last ones of the call.
     """
@@ -39,15 +40,12 @@ class VerticalSlashByRecall(Method):
 
     name: ClassVar[str] = "vertical_slash_by_recall"
     summary: ClassVar[str] = "Vertical-slash, sized per head and prompt to recall enough attention."
-    source: ClassVar[str] = "Qwen2.5-1M report (arXiv 2501.15383), algorithm 1, for every prompt"
+    source: ClassVar[str] = "Qwen2.5-1M report (arXiv 2501.15383), section 5.2, algorithm 1"
 
     def __post_init__(self) -> None:
         require(0 < self.recall <= 1, f"{self.name}, recall", self.recall, "in (0, 1]")
-        for name in ("vertical_size", "slash_size"):
-            size = getattr(self, name)
-            require(
-                type(size) is int and size >= 1, f"{self.name}, {name}", size, "a whole number >= 1"
-            )
+        sizes = {"vertical_size": self.vertical_size, "slash_size": self.slash_size}
+        check_sizes(self.name, least=1, **sizes)
         require(0 < self.max_share <= 1, f"{self.name}, max_share", self.max_share, "in (0, 1]")
 
     def index(self, layer: Layer) -> LayerIndex:

@@ -88,8 +88,10 @@ def parse(text: str) -> Method:
             f"{text!r} is no method; `minference methods` describes them: {', '.join(known)}, or "
             "the path of a pattern file that ends in .json"
         )
-    method = known[match.group(1)]
-    arguments = _arguments(method, match.group(2) or "")
+    method, brackets = known[match.group(1)], (match.group(2) or "").strip()
+    if method is shapes.Patterns and brackets:  # a path, which may hold commas and equals signs
+        return shapes.Patterns(brackets.removeprefix("file="))
+    arguments = _arguments(method, brackets)
     for parameter in parameters(method):
         if parameter.is_required and parameter.name not in arguments:
             raise ValueError(f"{method.name}: {parameter.name} is missing")
@@ -113,6 +115,10 @@ class Parameter:
     default: Any  #: None where it is required
     is_required: bool
 
+    @property
+    def type_text(self) -> str:
+        return " or ".join("None" if kind is type(None) else kind.__name__ for kind in self.types)
+
 
 def parameters(method: type[Method]) -> list[Parameter]:
     hints = get_type_hints(method)
@@ -129,15 +135,23 @@ def parameters(method: type[Method]) -> list[Parameter]:
 
 
 def _arguments(method: type[Method], text: str) -> dict[str, Any]:
+    """What the brackets of a method hold, by name."""
     allowed = {parameter.name: parameter for parameter in parameters(method)}
     arguments: dict[str, Any] = {}
-    for position, item in enumerate(item.strip() for item in text.split(",") if item.strip()):
+    items = [item.strip() for item in text.split(",")]
+    if items[-1] == "":  # nothing at all, or a comma behind the last
+        items.pop()
+    for position, item in enumerate(items):
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             if position >= len(allowed):
                 raise ValueError(
                     f"{method.name}: found {position + 1} values; it takes "
                     f"{', '.join(allowed) or 'none'}"
+                )
+            if list(arguments) != list(allowed)[:position]:
+                raise ValueError(
+                    f"{method.name}: found {item!r} after a named value; it needs a name, too"
                 )
             name, value = list(allowed)[position], name
         if name not in allowed:
@@ -159,5 +173,6 @@ def _value(method: str, parameter: Parameter, text: str) -> Any:
                 return kind(text)
             except ValueError:
                 continue
-    names = " or ".join(kind.__name__ for kind in parameter.types)
-    raise ValueError(f"{method}, {parameter.name}: found {text!r}; it must be {names}")
+    raise ValueError(
+        f"{method}, {parameter.name}: found {text!r}; it must be {parameter.type_text}"
+    )

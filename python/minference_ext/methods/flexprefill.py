@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,21 +14,21 @@ from torch import Tensor
 from minference_ext.patterns import HeadPattern
 
 from .block_lists import (
+    BlockSelection,
     block_means,
     block_sums,
     check_block_size,
     exact,
     num_blocks,
-    of_selection,
     ranked,
 )
-from .method import Layer, LayerIndex, Method, require
+from .method import Layer, LayerIndex, require
 
 _TOKENS_PER_BLOCK = 128  # of the authors' code, whatever block_size
 
 
 @dataclass(frozen=True)
-class FlexPrefill(Method):
+class FlexPrefill(BlockSelection):
     """Blocks that cover a share `gamma` of the attention which the last queries show.
 
     With b = block_size, n = the number of key blocks, and A the probabilities of the last b
@@ -55,6 +56,9 @@ class FlexPrefill(Method):
 
     Behind a prefix the last queries are those of the call (all, if they are fewer than b), step 5
     ranks the call's own query blocks, and all the rest is as for a prompt of kv_len tokens.
+
+    `stats` counts the pairs of the blocks, not the choice: that costs b queries of dense attention,
+    sorts of kv_len numbers and, for query-aware heads, products and a sort of the map of blocks.
     float8 is not supported.
     """
 
@@ -88,26 +92,22 @@ class FlexPrefill(Method):
         check_block_size(self.name, self.block_size)
 
     def index(self, layer: Layer) -> LayerIndex:
-        q_len, kv_len = layer.q.shape[2], layer.k.shape[2]
-        least = max(2, self._least_blocks) * self.block_size
-        if kv_len <= least:
+        if layer.k.shape[2] <= max(2, self._least_blocks) * self.block_size:
             return LayerIndex((HeadPattern.dense(),) * layer.num_heads)
-        group = layer.num_heads // layer.k.shape[1]
-        selected: list[Tensor] = []
-        for kv_head, keys in enumerate(layer.k[0]):
+        return super().index(layer)
+
+    def selected(self, layer: Layer) -> Iterator[Tensor]:
+        for keys, group in layer.by_kv_head():
             keys = keys.float()
             key_means = block_means(keys, self.block_size)
-            selected += [
-                self._selected(queries, keys, key_means, layer.scale)
-                for queries in layer.q[0, kv_head * group : (kv_head + 1) * group]
-            ]
-        return of_selection(torch.stack(selected), q_len, kv_len, self.block_size)
+            for queries in group:
+                yield self._of_head(queries, keys, key_means, layer.scale)
 
     @property
     def _least_blocks(self) -> int:
         return num_blocks(self.min_budget or 1, self.block_size)
 
-    def _selected(self, queries: Tensor, keys: Tensor, key_means: Tensor, scale: float) -> Tensor:
+    def _of_head(self, queries: Tensor, keys: Tensor, key_means: Tensor, scale: float) -> Tensor:
         """bool [query blocks, key blocks] of one head."""
         size, key_blocks = self.block_size, len(key_means)
         last = queries[-size:].float()

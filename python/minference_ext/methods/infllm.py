@@ -22,8 +22,10 @@ from minference_ext.ops import (
 )
 from minference_ext.patterns import HeadPattern, PlanStats
 
-from .block_lists import ROW_BLOCK, num_blocks, ranked
+from .block_lists import ROW_BLOCK, num_blocks, power_of_two_near, ranked
 from .method import Layer, LayerIndex, Method, Rotation, check_sizes, require
+
+_SCORES_PER_STEP = 1 << 24  # logits of the window held at a time, some 12 bytes each
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ class InfLLM(Method):
     block in their window come before an exec block that may choose it: the choice is causal.
 
     `stats` counts the pairs of both calls, as attention multiplies them; `causal_pairs` are those
-    of dense attention, so of the prompt once. The choice is not counted.
+    of dense attention, so of the prompt once. The choice is not counted: it costs the products of
+    queries and keys of the window once more.
 
     The original walks over the prompt in chunks and moves far keys to the host, from where it
-    caches max_cached_block blocks; here all keys stay where they are.
+    caches max_cached_block blocks; here all keys stay where they are. Sizes are those of its code
+    in MInference, whose paper has an n_local of 8192.
     """
 
     n_init: int = 128
@@ -212,37 +216,38 @@ class InfLLM(Method):
         best = ranked(scores)[..., : self.repr_topk]
         keys = far.k[0, :, self.n_init : self.n_init + num_memory * self.block_size]
         keys = keys.unflatten(1, (num_memory, self.block_size))  # [H_kv, blocks, block_size, D]
-        kv_heads, head_dim = keys.shape[0], keys.shape[-1]
-        group = layer.num_heads // kv_heads
-        rows = best.view(kv_heads, group, num_memory, self.repr_topk, 1)
+        rows = best.view(len(keys), layer.group, num_memory, self.repr_topk, 1)
         chosen = (
             keys[:, None]
-            .expand(-1, group, -1, -1, -1)
-            .gather(3, rows.expand(-1, -1, -1, -1, head_dim))
+            .expand(-1, layer.group, -1, -1, -1)
+            .gather(3, rows.expand(-1, -1, -1, -1, keys.shape[-1]))
         )
         means: Tensor = chosen.mean(3, dtype=torch.float32).flatten(0, 1)
         return means
 
     def _window_scores(self, layer: Layer, lse: Tensor, num_keys: int) -> Tensor:
         """float32 [H, num_keys]: of keys from n_init on, the window's probabilities, summed over
-        all queries. Logits are products in the dtype of q, exec block by exec block."""
-        q, k = layer.q[0], layer.k[0]
-        (heads, q_len, head_dim), kv_heads = q.shape, k.shape[0]
-        scores = torch.zeros((heads, num_keys), dtype=torch.float32, device=q.device)
-        for begin in range(0, q_len, self.exec_block_size):
-            end = min(begin + self.exec_block_size, q_len)
+        all queries. Logits are products in the dtype of q, of one kv head's queries at a time."""
+        q_len, device = layer.q.shape[2], layer.q.device
+        scores = torch.zeros((layer.num_heads, num_keys), dtype=torch.float32, device=device)
+        near = power_of_two_near(layer.scale)
+        width = layer.group * (self.n_local + self.exec_block_size)
+        step = max(1, min(self.exec_block_size, _SCORES_PER_STEP // width))
+        for begin in range(0, q_len, step):
+            end = min(begin + step, q_len)
             first = max(self.n_init, begin - self.n_local + 1)
             last = min(end, self.n_init + num_keys)
             if first >= last:
                 continue
-            queries = q[:, begin:end].reshape(kv_heads, -1, head_dim)
-            products = queries @ k[:, first:last].transpose(1, 2)
-            logits = products.view(heads, end - begin, last - first).float()
-            logits = logits.mul_(layer.scale).sub_(lse[0, :, begin:end, None])
-            position = torch.arange(begin, end, device=q.device)[:, None]
-            offset = position - torch.arange(first, last, device=q.device)
-            logits.masked_fill_((offset < 0) | (offset >= self.n_local), -torch.inf)
-            scores[:, first - self.n_init : last - self.n_init] += logits.exp_().sum(1)
+            position = torch.arange(begin, end, device=device)[:, None]
+            offset = position - torch.arange(first, last, device=device)
+            is_outside = (offset < 0) | (offset >= self.n_local)
+            sums = scores[:, first - self.n_init : last - self.n_init].split(layer.group)
+            row_lse = lse[0, :, begin:end, None].split(layer.group)
+            for kv_head, (keys, queries) in enumerate(layer.by_kv_head()):
+                logits = ((queries[:, begin:end] * near) @ keys[first:last].T).float()
+                logits.mul_(layer.scale / near).sub_(row_lse[kv_head])
+                sums[kv_head].add_(logits.masked_fill_(is_outside, -torch.inf).exp_().sum(1))
         return scores
 
     def _block_lists(self, kv_len: int, chosen: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ counted in the same pieces. Parameters are the fields of a frozen dataclass.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +34,8 @@ class Rotation:
 class Layer:
     """One layer's attention over one prompt, or over a chunk of queries at its end.
 
-    q: `[1, H, q_len, head_dim]`, rotated. k, v: `[1, H_kv, kv_len, head_dim]`, k rotated.
+    q: `[1, H, q_len, head_dim]`, rotated; q_len >= 1. k, v: `[1, H_kv, kv_len, head_dim]`, k
+    rotated; kv_len >= q_len, H a multiple of H_kv. Anything else is a ValueError.
     """
 
     q: Tensor
@@ -43,9 +46,32 @@ class Layer:
     softmax_scale: float | None = None  #: None: head_dim ** -0.5
     rotation: Rotation | None = None  #: for methods with `needs_rotation`
 
+    def __post_init__(self) -> None:
+        q, k, v = (tuple(tensor.shape) for tensor in (self.q, self.k, self.v))
+        require(len(q) == 4 and q[0] == 1 and q[2] > 0, "q", q, "[1, H, q_len >= 1, head_dim]")
+        require(
+            len(k) == 4 and k[0] == 1 and k[3] == q[3] and k[1] > 0 and q[1] % k[1] == 0,
+            "k",
+            k,
+            f"[1, H_kv, kv_len, {q[3]}], with H_kv a divisor of the {q[1]} heads of q",
+        )
+        require(k[2] >= q[2], "k", f"{k[2]} keys", f"at least as many as the {q[2]} queries")
+        require(v == k, "v", v, f"{k}, as k")
+        require(
+            self.head_idx is None or len(self.head_idx) == q[1],
+            "head_idx",
+            self.head_idx,
+            f"None, or one index for each of the {q[1]} heads of q",
+        )
+
     @property
     def num_heads(self) -> int:
         return self.q.shape[1]
+
+    @property
+    def group(self) -> int:
+        """Query heads that read the same kv head."""
+        return self.num_heads // self.k.shape[1]
 
     @property
     def head_indices(self) -> tuple[int, ...]:
@@ -56,13 +82,20 @@ class Layer:
     def scale(self) -> float:
         return self.q.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
 
+    def by_kv_head(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each kv head the keys [kv_len, head_dim], and the queries [group, q_len, head_dim]
+        that read them."""
+        return zip(self.k[0], self.q[0].split(self.group), strict=True)
+
     def heads(self, heads: Sequence[int]) -> Layer:
-        """The layer of some of its query heads, each with its kv head; whole groups are views."""
-        group = self.num_heads // self.k.shape[1]
-        kv_heads = [head // group for head in heads]
-        firsts = kv_heads[::group]
-        is_whole = list(heads) == [kv * group + row for kv in firsts for row in range(group)]
-        kv = firsts if is_whole else kv_heads
+        """The layer of some of its query heads, at least one.
+
+        Neighbouring heads are views. Where kv heads have unequal numbers of these query heads, some
+        are copied, so that they have equal ones.
+        """
+        kv_heads = [head // self.group for head in heads]
+        runs = [len(list(run)) for _, run in itertools.groupby(kv_heads)]
+        kv = kv_heads[:: math.gcd(*runs)]
         return dataclasses.replace(
             self,
             q=_take(self.q, list(heads)),
@@ -120,11 +153,16 @@ class Method(ABC):
         )
 
     def stats(self, layer: Layer) -> PlanStats:
-        """What `attend` computes, [1, H] each."""
+        """What `attend` computes, [1, H] each, once it is chosen: what choosing costs is not in
+        it."""
         self.check(layer)
         return plan_stats(
             layer.q, layer.k, softmax_scale=layer.softmax_scale, **self.index(layer).arguments()
         )
+
+    def heads_at_once(self, layer: Layer) -> int:
+        """Query heads >= 1 that `attend_heads` attends together: fewer have shorter lists."""
+        return layer.num_heads
 
     def forget(self) -> None:  # noqa: B027  # most have nothing to forget
         """Drops what was learned from earlier prompts."""
@@ -176,44 +214,46 @@ def attend_heads(methods: Sequence[Method], layer: Layer) -> tuple[Tensor, Tenso
         out `[1, H, q_len, head_dim]` over memory contiguous as `[1, q_len, H, head_dim]`, and lse
         float32 `[1, H, q_len]`.
     """
-    groups = _heads_by_method(methods, layer)
-    if len(groups) == 1:
-        return next(iter(groups)).attend(layer)
-    batch, heads, q_len, head_dim = layer.q.shape
-    out = layer.q.new_empty((batch, q_len, heads, head_dim)).transpose(1, 2)
-    lse = layer.q.new_empty((batch, heads, q_len), dtype=torch.float32)
-    for method, of_method in groups.items():
-        part, part_lse = method.attend(layer.heads(of_method))
-        out[:, of_method] = part
-        lse[:, of_method] = part_lse
+    parts = _parts(methods, layer)
+    if len(parts) == 1:
+        return parts[0][0].attend(layer)
+    batch, num_heads, q_len, head_dim = layer.q.shape
+    out = layer.q.new_empty((batch, q_len, num_heads, head_dim)).transpose(1, 2)
+    lse = layer.q.new_empty((batch, num_heads, q_len), dtype=torch.float32)
+    for method, heads in parts:
+        out[:, heads], lse[:, heads] = method.attend(layer.heads(heads))
     return out, lse
 
 
 def stats_of_heads(methods: Sequence[Method], layer: Layer) -> PlanStats:
     """What `attend_heads` computes, [1, H] each."""
-    groups = _heads_by_method(methods, layer)
-    if len(groups) == 1:
-        return next(iter(groups)).stats(layer)
+    parts = _parts(methods, layer)
+    if len(parts) == 1:
+        return parts[0][0].stats(layer)
     fields: dict[str, Tensor] = {}
-    for method, of_method in groups.items():
-        stats = method.stats(layer.heads(of_method))
+    for method, heads in parts:
+        stats = method.stats(layer.heads(heads))
         for field in dataclasses.fields(stats):
             values = getattr(stats, field.name)
             whole = fields.setdefault(field.name, values.new_zeros((1, layer.num_heads)))
-            whole[:, of_method] = values
+            whole[:, heads] = values
     return PlanStats(**fields)
 
 
-def _heads_by_method(methods: Sequence[Method], layer: Layer) -> dict[Method, list[int]]:
-    if len(methods) == 1:
-        return {methods[0]: list(range(layer.num_heads))}
+def _parts(methods: Sequence[Method], layer: Layer) -> list[tuple[Method, list[int]]]:
+    """Heads that one call of their method attends."""
+    methods = list(methods) * layer.num_heads if len(methods) == 1 else methods
     require(
         len(methods) == layer.num_heads,
         "methods",
         f"{len(methods)} methods",
         f"one, or one for each of the {layer.num_heads} query heads",
     )
-    groups: dict[Method, list[int]] = {}
+    by_method: dict[Method, list[int]] = {}
     for head, method in enumerate(methods):
-        groups.setdefault(method, []).append(head)
-    return groups
+        by_method.setdefault(method, []).append(head)
+    parts = []
+    for method, heads in by_method.items():
+        size = method.heads_at_once(layer)
+        parts += [(method, heads[begin : begin + size]) for begin in range(0, len(heads), size)]
+    return parts

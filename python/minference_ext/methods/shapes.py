@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from abc import abstractmethod
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from minference_ext.model_patterns import ModelPatterns
@@ -17,8 +17,9 @@ MINFERENCE = "MInference (arXiv 2407.02490)"
 class _Uniform(Method):
     """One HeadPattern for all heads."""
 
+    @abstractmethod
     def pattern(self) -> HeadPattern:
-        raise NotImplementedError
+        """That of every head."""
 
     def index(self, layer: Layer) -> LayerIndex:
         return LayerIndex((self.pattern(),) * layer.num_heads)
@@ -26,6 +27,8 @@ class _Uniform(Method):
 
 @dataclass(frozen=True)
 class Dense(_Uniform):
+    """A query at position i attends every key j <= i."""
+
     name: ClassVar[str] = "dense"
     summary: ClassVar[str] = "Every key up to the query's own."
     source: ClassVar[str] = "Attention is all you need (arXiv 1706.03762)"
@@ -36,14 +39,17 @@ class Dense(_Uniform):
 
 @dataclass(frozen=True)
 class AShape(_Uniform):
-    """The first `sink` keys and the latest `window` keys."""
+    """The first `sink` keys and the latest `window` keys, the query's own included.
+
+    A query at position i attends key j <= i if j < sink, or i - j < window.
+    """
 
     sink: int = 128
     window: int = 3968
 
     name: ClassVar[str] = "a_shape"
     summary: ClassVar[str] = "The first keys and a window; sizes of the original's a_shape."
-    source: ClassVar[str] = f"{MINFERENCE}, section 3.1"
+    source: ClassVar[str] = f"{MINFERENCE}, section 2.2"
 
     def __post_init__(self) -> None:
         check_sizes(self.name, sink=self.sink, window=self.window)
@@ -54,7 +60,11 @@ class AShape(_Uniform):
 
 @dataclass(frozen=True)
 class StreamingLLM(AShape):
-    """A-shape with the sizes of the paper's baseline."""
+    """`a_shape` with the sizes of the paper's baseline.
+
+    A query at position i attends key j <= i if j < sink, or i - j < window. Keys keep their
+    positions; the original's, which drops keys from the cache, counts them anew.
+    """
 
     sink: int = 1024
     window: int = 4096
@@ -66,7 +76,11 @@ class StreamingLLM(AShape):
 
 @dataclass(frozen=True)
 class TriShape(_Uniform):
-    """A-shape whose last `last` queries attend every key."""
+    """`a_shape` whose last `last` queries attend every key.
+
+    A query at position i attends key j <= i if j < sink, or i - j < window, or if it is one of the
+    last `last` queries of the call: of a prompt in chunks, of each chunk.
+    """
 
     sink: int = 128
     window: int = 3968
@@ -74,7 +88,7 @@ class TriShape(_Uniform):
 
     name: ClassVar[str] = "tri_shape"
     summary: ClassVar[str] = "A-shape; the last queries attend every key."
-    source: ClassVar[str] = "SCBench (arXiv 2412.10319), section 3"
+    source: ClassVar[str] = "SCBench (arXiv 2412.10319)"
 
     def __post_init__(self) -> None:
         check_sizes(self.name, sink=self.sink, window=self.window, last=self.last)
@@ -85,7 +99,11 @@ class TriShape(_Uniform):
 
 @dataclass(frozen=True)
 class TriangleMix(Method):
-    """Dense below `starting_layer`, from there on tri-shape."""
+    """Dense in layers 0 .. starting_layer - 1, `tri_shape` from layer `starting_layer` on.
+
+    The paper's starting layer is 16 for the 32 layers of Llama-3.1-8B, and 20 for the 28 of
+    Qwen2.5-7B.
+    """
 
     starting_layer: int = 16
     sink: int = 8
@@ -113,7 +131,17 @@ class TriangleMix(Method):
 
 @dataclass(frozen=True)
 class VerticalSlash(_Uniform):
-    """Columns and diagonals, estimated once from the last queries."""
+    """Columns and diagonals, estimated once per prompt from its last queries.
+
+    The last min(64, q_len) queries attend all keys. Sums of their probabilities along columns and
+    diagonals rank the lines, of which the min(kv_len, max(vertical_size, 30)) best columns and the
+    min(kv_len, max(slash_size, 50)) best offsets are taken; columns 0..29 and offsets 0..99 rank
+    first, ties go to the lowest index. A query at position i attends key j <= i if j is one of the
+    columns, or if an offset covers j for the query's row block of 64: with e = 64 + the position of
+    the block's first query, offset s covers the keys e - 64 - s .. e - s - 1.
+
+    A head for which dense attention costs no more is dense.
+    """
 
     vertical_size: int = 1000
     slash_size: int = 6096
@@ -131,13 +159,17 @@ class VerticalSlash(_Uniform):
 
 @dataclass(frozen=True)
 class VerticalSlashPerChunk(VerticalSlash):
-    """Columns and diagonals, estimated anew for every chunk of queries."""
+    """`vertical_slash` for every `estimate_every` queries anew, from the last 64 of these.
+
+    Each such chunk attends as if it were a call of its own, with the keys up to its last query. The
+    report's chunks have 32768 queries, and are those of a chunked prefill.
+    """
 
     estimate_every: int = 4096
 
     name: ClassVar[str] = "vertical_slash_per_chunk"
     summary: ClassVar[str] = "Vertical-slash, estimated anew for every chunk of queries."
-    source: ClassVar[str] = "Qwen2.5-1M report (arXiv 2501.15383), section on chunked prefill"
+    source: ClassVar[str] = "Qwen2.5-1M report (arXiv 2501.15383), section 5.2"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,7 +188,11 @@ class VerticalSlashPerChunk(VerticalSlash):
 
 @dataclass(frozen=True)
 class BlockSparse(_Uniform):
-    """The best key blocks of each row block, by mean-pooled scores."""
+    """The `top_k` best key blocks of each row block, by mean-pooled scores.
+
+    Row block m, 64 queries, ranks the 64-wide key blocks n that hold a key it may attend by
+    mean(q rows of m) . mean(k rows of n), ties to the lowest n. Its own block is not forced in.
+    """
 
     top_k: int = 100
 
@@ -173,9 +209,14 @@ class BlockSparse(_Uniform):
 
 @dataclass(frozen=True)
 class Patterns(Method):
-    """The pattern of every head of a model, from a file or as found by the search."""
+    """The pattern of every head of a model, from a file.
+
+    `file` is one that `minference search` wrote or MInference published, or the name of a published
+    one or of its model; `minference patterns list` names them.
+    """
 
     file: str  #: as `ModelPatterns.load` takes it
+    model_patterns: ModelPatterns = field(init=False, repr=False, compare=False)
 
     name: ClassVar[str] = "patterns"
     summary: ClassVar[str] = (
@@ -184,12 +225,7 @@ class Patterns(Method):
     source: ClassVar[str] = f"{MINFERENCE}, section 3.2"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_patterns", ModelPatterns.load(Path(self.file)))
-
-    @property
-    def model_patterns(self) -> ModelPatterns:
-        patterns: ModelPatterns = self._patterns  # type: ignore[attr-defined]
-        return patterns
+        object.__setattr__(self, "model_patterns", ModelPatterns.load(self.file))
 
     def index(self, layer: Layer) -> LayerIndex:
         patterns, heads = self.model_patterns, layer.head_indices

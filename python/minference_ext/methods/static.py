@@ -53,7 +53,8 @@ class _Remembered(Method):
             learned = self.learn(layer.heads(missing))
             for position, head in enumerate(missing):
                 # A copy of its own: a view would keep the lists of all heads.
-                self.memory[keys[head]] = tuple(lists[position].clone() for lists in learned)
+                lists = tuple(of_heads[position].clone() for of_heads in learned)
+                self.memory.setdefault(keys[head], lists)  # another thread may have been first
         device = layer.q.device
         return [tuple(lists.to(device) for lists in self.memory[key]) for key in keys]
 
@@ -126,12 +127,13 @@ class StaticBlockSparse(_Remembered):
         check_sizes(self.name, least=1, top_k=self.top_k)
 
     def learn(self, layer: Layer) -> tuple[Tensor, ...]:
-        group = layer.num_heads // layer.k.shape[1]
-        key_means = [block_means(keys, ROW_BLOCK) for keys in layer.k[0]]
-        chosen = [
-            _best_blocks(block_means(queries, ROW_BLOCK), key_means[head // group], self.top_k)
-            for head, queries in enumerate(layer.q[0])
-        ]
+        chosen: list[Tensor] = []
+        for keys, group in layer.by_kv_head():
+            key_means = block_means(keys, ROW_BLOCK)
+            chosen += [
+                _best_blocks(block_means(queries, ROW_BLOCK), key_means, self.top_k)
+                for queries in group
+            ]
         return (torch.stack(chosen),)
 
     def index(self, layer: Layer) -> LayerIndex:

@@ -13,7 +13,7 @@ from torch import Tensor
 from minference_ext.ops import dense_attention
 
 from .block_lists import ROW_BLOCK, num_blocks, of_lists, ranked
-from .method import Layer, LayerIndex, Method, require
+from .method import Layer, LayerIndex, Method, check_sizes
 
 _SCORES_PER_STEP = 1 << 24  # 12 bytes each, at least those of one row block
 
@@ -28,9 +28,9 @@ class TopK(Method):
     blocks that causality allows, where these are at most `top_k`.
 
     It computes dense attention and then every score once more, so it costs more than dense
-    attention. It is there to be compared with: no other choice of `top_k` blocks recalls more
-    attention, so what a method recalls below it is lost by guessing, and what it loses itself is
-    lost by blocks of that number and size.
+    attention; `stats` counts the pairs of the blocks alone. It is there to be compared with: no
+    other choice of `top_k` blocks recalls more attention, so what a method recalls below it is lost
+    by guessing, and what it loses itself is lost by blocks of that number and size.
 
     Behind a prefix that is no multiple of 64 with `top_k` 1, a query may be left without a key: the
     one block its row block attends may begin behind it. Its output is then 0. float8 is not
@@ -43,25 +43,21 @@ class TopK(Method):
     summary: ClassVar[str] = (
         "The key blocks with the most attention: an oracle, slower than dense attention."
     )
-    source: ClassVar[str] = "MInference (arXiv 2407.02490), sections 2 and 3: the bound of patterns"
+    source: ClassVar[str] = "the bound of every method of 64-wide blocks"
 
     def __post_init__(self) -> None:
-        require(
-            type(self.top_k) is int and self.top_k >= 1,
-            f"{self.name}, top_k",
-            self.top_k,
-            "a whole number >= 1",
-        )
+        check_sizes(self.name, least=1, top_k=self.top_k)
 
     def index(self, layer: Layer) -> LayerIndex:
         _, lse = dense_attention(layer.q, layer.k, layer.v, softmax_scale=layer.softmax_scale)
-        group = layer.num_heads // layer.k.shape[1]
         listed: list[Tensor] = []
-        for kv_head, keys in enumerate(layer.k[0]):
+        for (keys, group), group_lse in zip(
+            layer.by_kv_head(), lse[0].split(layer.group), strict=True
+        ):
             keys = keys.float()
             listed += [
-                self._listed(layer.q[0, head], keys, lse[0, head], layer.scale)
-                for head in range(kv_head * group, (kv_head + 1) * group)
+                self._listed(queries, keys, queries_lse, layer.scale)
+                for queries, queries_lse in zip(group, group_lse, strict=True)
             ]
         return of_lists(listed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .block_lists import check_block_size, exact, num_blocks, of_selection, ranked
-from .method import Layer, LayerIndex, Method, require
+from .block_lists import (
+    BlockSelection,
+    check_block_size,
+    exact,
+    num_blocks,
+    power_of_two_near,
+    ranked,
+)
+from .method import Layer, require
 
 _QUERIES_PER_STEP = 4096  # scores of this many queries at once, or fewer:
 _SCORES_PER_STEP = 1 << 24  # 10 bytes each, at least those of one block of queries
 
 
 @dataclass(frozen=True)
-class XAttention(Method):
+class XAttention(BlockSelection):
     """For each block of queries the blocks of keys that have a share `threshold` of its score.
 
     Tokens are taken in groups of `stride`, at multiples of it. With S = stride, the score of query
@@ -34,7 +42,8 @@ class XAttention(Method):
 
     A last group that is partial is filled up with zeros; a last block holds the groups there are.
     Products are computed in the dtype of q and k (the score of a pair of groups is rounded to it),
-    softmax and sums in float32. The cost is 1 / (2 stride) of dense attention's products.
+    softmax and sums in float32. The choice costs 1 / (2 stride) of dense attention's products;
+    `stats` counts the pairs of the blocks alone.
 
     Behind a prefix, groups and blocks count from key 0. A query group that the prefix cuts is
     filled up with zeros. float8 is not supported.
@@ -47,7 +56,7 @@ class XAttention(Method):
 
     name: ClassVar[str] = "xattention"
     summary: ClassVar[str] = "Blocks ranked by sums over antidiagonals, up to a share of the score."
-    source: ClassVar[str] = "XAttention (arXiv 2503.16428), section 3"
+    source: ClassVar[str] = "XAttention (arXiv 2503.16428), section 2"
 
     def __post_init__(self) -> None:
         check_block_size(self.name, self.block_size)
@@ -62,21 +71,16 @@ class XAttention(Method):
             0 < self.norm < math.inf, f"{self.name}, norm", self.norm, "a finite number above 0"
         )
 
-    def index(self, layer: Layer) -> LayerIndex:
-        q_len, kv_len = layer.q.shape[2], layer.k.shape[2]
-        group = layer.num_heads // layer.k.shape[1]
+    def selected(self, layer: Layer) -> Iterator[Tensor]:
+        kv_len = layer.k.shape[2]
         factor = layer.scale / (self.stride * self.norm)
-        selected: list[Tensor] = []
-        for kv_head, keys in enumerate(layer.k[0]):
+        for keys, group in layer.by_kv_head():
             keys = F.pad(keys, (0, 0, 0, -kv_len % self.stride))
             keys = keys.reshape(-1, self.stride * keys.shape[1])  # [groups, stride * head_dim]
-            selected += [
-                self._selected(queries, keys, kv_len, factor)
-                for queries in layer.q[0, kv_head * group : (kv_head + 1) * group]
-            ]
-        return of_selection(torch.stack(selected), q_len, kv_len, self.block_size)
+            for queries in group:
+                yield self._of_head(queries, keys, kv_len, factor)
 
-    def _selected(self, queries: Tensor, keys: Tensor, kv_len: int, factor: float) -> Tensor:
+    def _of_head(self, queries: Tensor, keys: Tensor, kv_len: int, factor: float) -> Tensor:
         """bool [query blocks, key blocks] of one head."""
         size, key_blocks = self.block_size, num_blocks(kv_len, self.block_size)
         first_block = (kv_len - len(queries)) // size
@@ -100,8 +104,7 @@ class XAttention(Method):
         missing = max(prefix - first, 0)
         rows = F.pad(rows, (0, 0, missing, last - first - missing - len(rows)))
         rows = rows.unflatten(0, (-1, self.stride)).flip(1).flatten(1)
-        # A power of two rounds nothing, and keeps the sums of float16 in range.
-        near = 2.0 ** round(math.log2(factor))
+        near = power_of_two_near(factor)
         columns = keys[: end * per_block]
         scores = ((rows * near) @ columns.T).float().mul_(factor / near)
         query_group = torch.arange(begin * per_block, end * per_block, device=keys.device)[:, None]
