@@ -201,9 +201,11 @@ def test_a_calibration_prompt_has_its_needles_elsewhere(loaded: LoadedModel) -> 
 METHODS = "dense,a_shape(64,128)"
 
 
-def opened(path: Path, loaded: LoadedModel, settings: Settings, **more: bool) -> Results:
-    contenders = parse_contenders(METHODS)
-    return Results.open(path, loaded.name, identity(torch.float32, settings, contenders), **more)
+def opened(
+    path: Path, loaded: LoadedModel, settings: Settings, *, restart: bool = False
+) -> Results:
+    known = identity(torch.float32, settings, parse_contenders(METHODS))
+    return Results.open(path, loaded.name, known, restart=restart)
 
 
 @pytest.fixture
@@ -318,6 +320,24 @@ def test_a_pattern_file_that_changed_is_another_method(loaded: LoadedModel, tmp_
         evaluate(loaded, "niah", contenders, [512], settings=ONE, results=results)
         with pytest.raises(Failure, match="as that file was before it changed"):
             Results.open(path, "retrieval", settings)
+
+
+def test_a_file_of_another_machine_keeps_its_name(capsys: Capture, tmp_path: Path) -> None:
+    """Seconds of two machines, or of other numbers of threads, are not one column."""
+    path = tmp_path / "r.json"
+    arguments = ("niah", "--lengths", "256", "--methods", "sdpa", "--out", str(path))
+    assert run(*arguments, "--samples", "1", "--threads", "1") == 0
+    record = json.loads(path.read_text())
+    assert record["machine"]["threads"] == 1
+    record["machine"]["cpu"] = "Abacus"
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    assert run(*arguments, "--samples", "2", "--threads", "1") == 0
+    assert capsys.readouterr().err.startswith(f"warning: {path} was begun on another machine")
+    again = json.loads(path.read_text())
+    assert again["machine"] == record["machine"]
+    assert again["rows"][:10] == record["rows"]
+    assert len(again["rows"]) == 20
 
 
 @pytest.mark.parametrize(
@@ -540,6 +560,9 @@ def test_wrong_arguments(capsys: Capture, arguments: list[str], words: str) -> N
         (["pg19"], "pg19 needs texts: give --data a .txt file"),
         (["infinitebench:passkey"], "infinitebench:passkey needs passkey.jsonl in the folder of"),
         (["niah", "--device", "cuda:77"], "--device is cuda:77"),
+        (["niah", "--device", "gpu"], "--device is gpu; it must be cpu, cuda or"),
+        (["niah", "--device", "meta"], "--device is meta; it must be cpu, cuda or"),
+        (["niah", "--chat"], "--chat: retrieval has no tokenizer"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

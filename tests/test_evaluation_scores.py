@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from minference_ext.evaluation import scores, token_losses
-from minference_ext.evaluation.perplexity import TextFiles, first_tokens
+from minference_ext.evaluation.perplexity import TextFiles
 from minference_ext.evaluation.task import Case, Settings
-from minference_ext.models import LoadedModel
+from minference_ext.models import LoadedModel, first_tokens
 from transformers import AutoModelForCausalLM
 
 from tests import text_model
@@ -33,6 +33,9 @@ from tests.tiny_llama import VOCABULARY, tiny, tokens
         (scores.has_number, " 7 or 1234567", ["1234567"], 1.0),
         (scores.has_number, " is 12345678", ["1234567"], 0.0),
         (scores.has_number, " is 123456", ["1234567"], 0.0),
+        (scores.has_number, "key-1234567", ["1234567"], 1.0),  # the "-" is no sign
+        (scores.has_number, "12-1234567", ["1234567"], 1.0),
+        (scores.has_number, "is -1234567", ["1234567"], 0.0),
         (scores.first_number, "The answer is 42.", ["42"], 1.0),
         (scores.first_number, "42.0", ["42"], 1.0),
         (scores.first_number, "-3.5 or so", ["-3.5"], 1.0),
@@ -51,6 +54,8 @@ from tests.tiny_llama import VOCABULARY, tiny, tokens
         (scores.word_f1, "The red house!", ["a red car"], 0.5),
         (scores.word_f1, "red", ["a red car", "blue"], 2 / 3),
         (scores.word_f1, "Anna", ["Anna"], 1.0),
+        (scores.word_f1, "the U.S. “army”", ["US army"], 1.0),
+        (scores.word_f1, "O'Brien's", ["OBriens"], 1.0),
         (scores.word_f1, "red red", ["red"], 2 / 3),
         (scores.word_f1, "the", ["the"], 0.0),
         (scores.word_f1, "", ["red"], 0.0),
@@ -188,8 +193,11 @@ def test_first_tokens_are_those_of_the_whole_text() -> None:
     whole = tokenizer(text)["input_ids"]
     for count in (1, 2, 7, 100, len(whole) - 1, len(whole), len(whole) + 1):
         assert first_tokens(tokenizer, text, count) == whole[:count]
+
     # A tokenizer that makes a token of 20 characters reads on until there are enough.
-    coarse = lambda text: {"input_ids": list(range(math.ceil(len(text) / 20)))}  # noqa: E731
+    def coarse(text: str, verbose: bool) -> dict[str, list[int]]:
+        return {"input_ids": list(range(math.ceil(len(text) / 20)))}
+
     assert first_tokens(coarse, "x" * 1000, 10) == list(range(10))
     assert first_tokens(coarse, "x" * 100, 10) == list(range(5))
 

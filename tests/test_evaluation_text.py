@@ -21,6 +21,7 @@ from minference_ext.evaluation import Settings, Task, check_tasks, evaluate, par
 from minference_ext.evaluation import completion as completion_module
 from minference_ext.evaluation.catalog import make_tasks
 from minference_ext.evaluation.completion import Completion, Draft, Encoder, most_units
+from minference_ext.evaluation.data import digest
 from minference_ext.evaluation.haystack import NOISE, hide, sentences_of, take
 from minference_ext.evaluation.infinitebench import KINDS, without_middle
 from minference_ext.evaluation.ruler import NAMES, NEEDLES
@@ -330,6 +331,22 @@ def test_decoding_is_greedy_and_without_penalties(loaded: LoadedModel) -> None:
     assert text == loaded.tokenizer.decode(expected[len(ids) :], skip_special_tokens=True)
 
 
+def test_decoding_reads_the_prompt_once(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a checkpoint that forbids a cache: every token would prefill anew, sparsely."""
+    monkeypatch.setattr(loaded.model.generation_config, "use_cache", False)
+    lengths: list[int] = []
+    hook = loaded.model.model.register_forward_pre_hook(
+        lambda module, arguments, keywords: lengths.append(keywords["input_ids"].shape[1]),
+        with_kwargs=True,
+    )
+    with torch.inference_mode():
+        completion_module.generate(loaded, list(range(5, 105)), 4)
+    hook.remove()
+    assert lengths == [100, 1, 1, 1]
+
+
 # ---- Data ----------------------------------------------------------------------------------------
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -397,6 +414,17 @@ def test_infinitebench(
         task.prompt(KINDS[name].new_tokens, task.cases(1)[0])
 
 
+@pytest.mark.parametrize("answer", ["f2", ["f2"], ["f2", "B"], ["f2 ", "B"]])
+def test_right_options_as_examples_give_them(
+    answer: object, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    example = {"id": 0, "context": "", "input": "", "answer": answer, "options": ["f1", "f2"]}
+    (tmp_path / "code_debug.jsonl").write_text(json.dumps(example), encoding="utf-8")
+    (prompt,) = prompts_of(task_of("infinitebench:code_debug", loaded, data=tmp_path), 300)
+    letter, text = prompt.references
+    assert (letter, text.strip()) == ("B", "f2")
+
+
 def test_infinitebench_as_published_numbers_of_new_tokens() -> None:
     tokens = [kind.new_tokens for kind in KINDS.values()]
     assert tokens == [15, 20, 80, 1200, 40, 40, 40, 40, 5, 3]
@@ -457,6 +485,38 @@ def test_text_that_is_not_utf8(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(Failure, match=r"a\.txt is not text in UTF-8"):
         check_tasks(parse_tasks("niah"), Settings(data=tmp_path))
+
+
+def test_a_digest_follows_the_files_that_tasks_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One.", encoding="utf-8")
+    before, of_file = digest(tmp_path), digest(tmp_path / "a.txt")
+    (tmp_path / "results.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "folder.txt").mkdir()
+    assert digest(tmp_path) == before
+    (tmp_path / "b.txt").write_text("", encoding="utf-8")
+    assert digest(tmp_path) != before
+    (tmp_path / "b.txt").rename(tmp_path / "c")
+    assert digest(tmp_path) == before
+    (tmp_path / "a.txt").write_text("One. Two.", encoding="utf-8")
+    assert digest(tmp_path) != before
+    assert digest(tmp_path / "a.txt") != of_file
+
+
+def test_data_that_changed_is_other_data(
+    folder: Path, data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path, texts = tmp_path / "r.json", tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text((data / "a.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    arguments = (
+        "eval", "pg19", "--model", str(folder), "--data", str(texts), "--out", str(path),
+        "--lengths", "200", "--methods", "sdpa",
+    )  # fmt: skip
+    assert cli.main(list(arguments)) == 0
+    (texts / "0.txt").write_text((data / "b.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(list(arguments)) == 1
+    assert "r.json has results of --data as its files were before" in capsys.readouterr().err
 
 
 def test_ruler_alone_is_what_there_is_data_for(

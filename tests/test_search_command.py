@@ -26,6 +26,7 @@ from tests.test_search_model import SPEC, retrieval
 from tests.tiny_llama import tiny
 
 WINDOW = HeadPattern.a_shape
+PLACES = ("--model", "x", "--out", "x.json")
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +191,9 @@ def test_counts_in_place_of_many_heads(
         assert any(
             line.split() == [pattern_text(pattern), str(count)] for line in text.splitlines()
         )
+    heads = json.loads((tmp_path / "patterns.search.json").read_text())["heads"]
+    error = sum(head["error"] for head in heads) / 8
+    assert f"\nmeans of 8 heads that were searched: error {error:.2g}, recall 1.0000, " in text
 
 
 def test_search_of_text(capsys: Capture, checkpoint: Path, tmp_path: Path) -> None:
@@ -238,6 +242,10 @@ def test_interrupted_and_resumed(
 
     assert cli.main(search_arguments(checkpoint, out, "--seed", "5")) == 1
     assert "the progress of another search: its prompts is" in capsys.readouterr().err
+    too_short = ("--restart", "--length", "100", "--budget", "8,64")
+    assert cli.main(search_arguments(checkpoint, out, *too_short)) == 1
+    assert "length is 100; the shortest prompt" in capsys.readouterr().err
+    assert progress.exists()  # nothing began that could take its place
     assert calls == [0, 1]
 
     kept = tmp_path / "kept"
@@ -282,9 +290,21 @@ def test_interrupted_before_a_layer_is_done(
         (["search", "--resume", "--restart"], "not allowed with argument"),
         (["search", "--objective", "speed"], "invalid choice: 'speed'"),
         (
-            ["search", "--model", "x", "--out", "x.json", "--text", "x", "--samples", "2"],
+            ["search", "--model", "x", "--out", "x.json", "--text", __file__, "--samples", "2"],
             "--samples counts prompts of key-value pairs; --text has one prompt per file",
         ),
+        (["search", "--text", "missing.txt"], "there is no file missing.txt"),
+        (["search", "--text", "/"], "there is no file /"),
+        (
+            ["search", *PLACES, "--objective", "upstream", "--budget", "8,64"],
+            "--budget is for --objective output",
+        ),
+        (
+            ["search", *PLACES, "--objective", "upstream", "--cost", "tiles"],
+            "--cost is for --objective output",
+        ),
+        (["search", *PLACES, "--refine-step", "100,100"], "--refine-step is for --refine"),
+        (["compare", "x.json", "--model", "x", "--step", "5"], "--step is for --equal-cost"),
         (["compare"], "required: FILE"),
         (["compare", "x.json"], "required: --model"),
     ],
@@ -299,10 +319,13 @@ def test_failures_are_sentences(capsys: Capture, checkpoint: Path, tmp_path: Pat
     short.write_text("short", encoding="utf-8")
     cases = [
         (["--model", str(tmp_path / "none")], "--model: there is no folder"),
-        (["--length", "100"], "length is 100; the shortest prompt"),
+        (["--length", "100", "--budget", "8,64"], "length is 100; the shortest prompt"),
         (["--text", str(short)], "short.txt has 6 tokens; it must have 400 or more"),
-        (["--text", str(tmp_path / "missing.txt")], "missing.txt"),
-        (["--budget", "200,200"], "budget: found 200,200, which covers all 400 tokens"),
+        # Before minutes pass that it takes to load a model.
+        (
+            ["--budget", "200,200", "--model", "/none"],
+            "budget: found 200,200, which covers all 400 tokens",
+        ),
         (["--model", "retrieval", "--text", str(short)], "model retrieval has no tokenizer"),
     ]
     for more, words in cases:
@@ -328,9 +351,13 @@ def test_upstreams_format_and_a_sliding_window(
         max_window_layers=1,
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
-    arguments = search_arguments(folder, tmp_path / "out.json", "--format", "upstream")
-    assert cli.main(arguments) == 1
+    arguments = search_arguments(folder, tmp_path / "out.json")
+    assert cli.main([*arguments, "--format", "upstream"]) == 1
     assert "--format upstream has no pattern for the layers of this model" in sentence(capsys)
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().err.startswith(
+        "warning: 1 of 2 layers attend a sliding window shorter than 400 tokens whatever the method"
+    )
 
 
 def test_a_warning_beyond_the_models_length(
@@ -338,7 +365,9 @@ def test_a_warning_beyond_the_models_length(
 ) -> None:
     arguments = search_arguments(checkpoint, tmp_path / "out.json", "--length", "2100")
     assert cli.main([*arguments, "--step", "400"]) == 0
-    warning = "warning: --length is 2100; the model's config says that it is made for 2048 tokens\n"
+    warning = (
+        "warning: prompts have 2100 tokens; the model's config says that it is made for 2048\n"
+    )
     assert capsys.readouterr().err.startswith(warning)
 
 

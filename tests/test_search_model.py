@@ -226,10 +226,11 @@ def test_refine_after_the_choice() -> None:
             assert after.recall_before < threshold <= after.recall
             assert after.score == after.error < before.error
             assert f"enlarged from {pattern_text(before.pattern)} for the recall" in after.reason
+    assert (refined.record()["refine"], refined.record()["refine_step"]) == (threshold, [30, 20])
     assert changed >= 2
 
 
-def test_layers_with_a_sliding_window_are_not_searched() -> None:
+def model_with_windows(*layer_types: str) -> Any:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=97,
@@ -241,9 +242,13 @@ def test_layers_with_a_sliding_window_are_not_searched() -> None:
         use_sliding_window=True,
         sliding_window=100,
         max_window_layers=1,
-        layer_types=["full_attention", "sliding_attention"],
+        layer_types=list(layer_types),
     )
-    model = Qwen2ForCausalLM(config).eval()
+    return Qwen2ForCausalLM(config).eval()
+
+
+def test_layers_with_a_sliding_window_are_not_searched() -> None:
+    model = model_with_windows("full_attention", "sliding_attention")
     result = search_patterns(model, prompts_of(400, 1), SETTINGS)
     assert all(head.candidates for head in result.layers[0])
     for head in result.layers[1]:
@@ -254,6 +259,15 @@ def test_layers_with_a_sliding_window_are_not_searched() -> None:
         compare_patterns(model, prompts_of(400, 1), [("a", result.patterns)])[0].heads[-1].layer
         == 0
     )
+
+
+def test_a_model_of_sliding_windows_alone_has_nothing_to_search(tmp_path: Path) -> None:
+    model = model_with_windows("sliding_attention", "sliding_attention")
+    with pytest.raises(ValueError, match="every layer has a sliding window shorter than"):
+        search_patterns(model, prompts_of(400, 1), SETTINGS, progress=tmp_path / "progress.json")
+    assert list(tmp_path.iterdir()) == []
+    within = search_patterns(model, prompts_of(100, 1), SearchSettings(sink=8, window=32, step=1))
+    assert all(head.candidates for heads in within.layers for head in heads)
 
 
 def test_layers_without_attention_are_dense() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -37,7 +36,12 @@ from minference_ext.evaluation import (
     summary,
 )
 from minference_ext.evaluation.task import DEFAULT_DEPTHS, DEFAULT_SAMPLES
-from minference_ext.models import LoadedModel, add_model_arguments, model_from
+from minference_ext.models import (
+    add_model_arguments,
+    check_device,
+    model_from,
+    warn_of_length,
+)
 from minference_ext.plots import draw_retrieval
 
 NEEDLE_TASK = "niah"
@@ -160,18 +164,25 @@ def _eval(parser: Parser, arguments: argparse.Namespace) -> int:
         chat=arguments.chat,
     )
     check_tasks(names, settings)
-    results = Results.open(
-        arguments.out,
-        arguments.model,
-        identity(DTYPES[arguments.dtype], settings, arguments.methods),
-        restart=arguments.restart,
-    )
-    _silence_transformers()
-    loaded = model_from(arguments)
-    _warn_of_lengths(loaded, arguments.lengths)
-    num_before = len(results.rows)
-    try:
-        with threads(arguments.threads):
+    check_device(arguments.device)
+    with threads(arguments.threads):
+        results = Results.open(
+            arguments.out,
+            arguments.model,
+            identity(DTYPES[arguments.dtype], settings, arguments.methods),
+            device=arguments.device,
+            restart=arguments.restart,
+        )
+        if results.has_other_machine:
+            print(
+                f"warning: {arguments.out} was begun on another machine, device or number of "
+                "threads: its seconds cannot be compared with those that are added",
+                file=sys.stderr,
+            )
+        loaded = model_from(arguments)
+        warn_of_length(loaded, max(arguments.lengths))
+        num_before = len(results.rows)
+        try:
             rows = evaluate(
                 loaded,
                 names,
@@ -181,13 +192,13 @@ def _eval(parser: Parser, arguments: argparse.Namespace) -> int:
                 results=results,
                 show_progress=True,
             )
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {_what_is_kept(results, num_before)}", file=sys.stderr)
-        return INTERRUPTED
-    except Failure as error:
-        if len(results.rows) > num_before:
-            raise Failure(f"{error}; {_what_is_kept(results, num_before)}") from error
-        raise
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; {_what_is_kept(results, num_before)}", file=sys.stderr)
+            return INTERRUPTED
+        except Failure as error:
+            if len(results.rows) > num_before:
+                raise Failure(f"{error}; {_what_is_kept(results, num_before)}") from error
+            raise
     _report(rows, arguments)
     return 0
 
@@ -210,27 +221,6 @@ def _what_is_kept(results: Results, num_before: int) -> str:
         f"{results.path} has {len(results.rows)} answers, {num_new} of them new: the same command "
         "without --restart goes on"
     )
-
-
-def _silence_transformers() -> None:
-    if importlib.util.find_spec("transformers") is None:
-        return  # which loading the model says in a sentence
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-
-
-def _warn_of_lengths(loaded: LoadedModel, lengths: Sequence[int]) -> None:
-    config = loaded.model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max(lengths) > positions:
-        print(
-            f"note: {loaded.name} was made for {positions} positions (max_position_embeddings); "
-            f"--lengths goes to {max(lengths)}",
-            file=sys.stderr,
-        )
 
 
 def _list_text() -> str:

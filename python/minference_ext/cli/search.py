@@ -4,6 +4,7 @@ patterns against each other."""
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections import Counter
@@ -25,7 +26,13 @@ from minference_ext.command_line import (
     write_json,
 )
 from minference_ext.model_patterns import ModelPatterns
-from minference_ext.models import LoadedModel, add_model_arguments, model_from
+from minference_ext.models import (
+    LoadedModel,
+    add_model_arguments,
+    layers_with_window,
+    model_from,
+    warn_of_length,
+)
 from minference_ext.pattern_text import pattern_text
 from minference_ext.patterns import HeadPattern
 from minference_ext.search import (
@@ -92,7 +99,6 @@ def _add_search(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--budget",
         type=_two_sizes,
-        default=(SearchSettings.sink, SearchSettings.window),
         metavar="SINK,WINDOW",
         help="a_shape whose cost every candidate has (default: "
         f"{SearchSettings.sink},{SearchSettings.window})",
@@ -103,7 +109,6 @@ def _add_search(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--cost",
         choices=("tiles", "time"),
-        default="tiles",
         help="what is made equal: multiplied tiles, or measured time, which differs from run to "
         "run (default: tiles)",
     )
@@ -117,7 +122,6 @@ def _add_search(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--refine-step",
         type=_two_sizes,
-        default=SearchSettings.refine_step,
         metavar="V,S",
         help="columns and diagonals that each of its rounds adds (default: 2048,4096)",
     )
@@ -174,7 +178,7 @@ def _add_prompt_arguments(parser: Parser, seed: int) -> None:
         "--seed", type=at_least(0), default=seed, help=f"of the first prompt (default: {seed})"
     )
     parser.add_argument(
-        "--text", type=Path, nargs="+", metavar="FILE", help="prompts of your own, one per file"
+        "--text", type=_file, nargs="+", metavar="FILE", help="prompts of your own, one per file"
     )
     add_threads(parser)
 
@@ -183,11 +187,17 @@ def _add_step(parser: Parser) -> None:
     parser.add_argument(
         "--step",
         type=at_least(1),
-        default=SearchSettings.step,
         metavar="N",
         help="lines by which sizes change on the way to equal cost; smaller for short prompts "
         f"(default: {SearchSettings.step}, as in the paper)",
     )
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.exists() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no file {path}")
+    return path
 
 
 def _two_sizes(text: str) -> tuple[int, int]:
@@ -227,14 +237,17 @@ def _check_samples(parser: Parser, arguments: argparse.Namespace) -> None:
         parser.error("--samples counts prompts of key-value pairs; --text has one prompt per file")
 
 
+def _refuse_unread(
+    parser: Parser, arguments: argparse.Namespace, options: Sequence[str], readers: str
+) -> None:
+    """Refuses options that were given and would do nothing."""
+    for option in options:
+        if getattr(arguments, option.removeprefix("--").replace("-", "_")) is not None:
+            parser.error(f"{option} is for {readers}")
+
+
 def _prompts(arguments: argparse.Namespace, loaded: LoadedModel) -> list[Prompt]:
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and arguments.length > limit:
-        print(
-            f"warning: --length is {arguments.length}; the model's config says that it is made for "
-            f"{limit} tokens",
-            file=sys.stderr,
-        )
+    warn_of_length(loaded, arguments.length)
     if arguments.text:
         return text_prompts(loaded, arguments.length, arguments.text)
     return key_value_prompts(loaded, arguments.length, arguments.samples or 1, arguments.seed)
@@ -269,20 +282,26 @@ def _progress(loaded: LoadedModel, num_prompts: int) -> Iterator[OnLayer]:
 
 def _search(parser: Parser, arguments: argparse.Namespace) -> int:
     _check_samples(parser, arguments)
+    if arguments.objective == "upstream":
+        options = ("--budget", "--cost", "--step")
+        _refuse_unread(parser, arguments, options, "--objective output")
+    if arguments.refine is None:
+        _refuse_unread(parser, arguments, ("--refine-step",), "--refine")
     progress = arguments.out.with_name(f"{arguments.out.name}.progress.json")
-    if arguments.restart:
-        progress.unlink(missing_ok=True)
     if arguments.resume and not progress.exists():
         raise Failure(f"--resume: there is no {progress}")
     with _sentences():
         settings = _settings(arguments)
+        settings.check_length(arguments.length)
         loaded = model_from(arguments)
-        if arguments.format == "upstream" and _hides_keys(loaded, arguments.length):
+        if arguments.format == "upstream" and _has_layers_of_other_kinds(loaded, arguments.length):
             raise Failure(
                 "--format upstream has no pattern for the layers of this model with a sliding "
-                "window; use --format minference"
+                "window or without attention; use --format minference"
             )
         prompts = _prompts(arguments, loaded)
+        if arguments.restart:
+            progress.unlink(missing_ok=True)
         try:
             with threads(arguments.threads), _progress(loaded, len(prompts)) as on_layer:
                 result = search_patterns(
@@ -311,25 +330,24 @@ def _settings(arguments: argparse.Namespace) -> SearchSettings:
     candidates: tuple[HeadPattern, ...] = CANDIDATES
     if arguments.format == "upstream":
         candidates = tuple(one for one in CANDIDATES if one.kind != "block_sparse")
-    sink, window = arguments.budget
+    sink, window = arguments.budget or (SearchSettings.sink, SearchSettings.window)
     return SearchSettings(
         objective=arguments.objective,
         sink=sink,
         window=window,
         candidates=candidates,
-        cost=arguments.cost,
-        step=arguments.step,
+        cost=arguments.cost or SearchSettings.cost,
+        step=arguments.step or SearchSettings.step,
         refine=arguments.refine,
-        refine_step=arguments.refine_step,
+        refine_step=arguments.refine_step or SearchSettings.refine_step,
     )
 
 
-def _hides_keys(loaded: LoadedModel, length: int) -> bool:
-    """Whether the model has a layer whose sliding window is shorter than the prompt."""
-    config = loaded.model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    return window is not None and window < length and "sliding_attention" in kinds
+def _has_layers_of_other_kinds(loaded: LoadedModel, length: int) -> bool:
+    """Whether the model has layers that attend a sliding window, or nothing."""
+    kinds = getattr(loaded.model.config.get_text_config(), "layer_types", None) or ()
+    are_attention = set(kinds) <= {"full_attention", "sliding_attention", "attention"}
+    return not are_attention or layers_with_window(loaded, length) > 0
 
 
 def _result_text(result: SearchResult) -> str:
@@ -338,7 +356,8 @@ def _result_text(result: SearchResult) -> str:
     ]
     if len(heads) > MAX_HEADS_SHOWN:
         counts = Counter(pattern_text(one.pattern) for _, _, one in heads).most_common()
-        return table([("pattern", "heads"), *((name, str(count)) for name, count in counts)])
+        counted = [("pattern", "heads"), *((name, str(count)) for name, count in counts)]
+        return f"{table(counted)}\n\n{_means_text(result)}"
     rows = [("layer", "head", "pattern", "error", "recall", "computed", "why")]
     rows += [
         (
@@ -355,6 +374,18 @@ def _result_text(result: SearchResult) -> str:
     return _left_last(rows, num_left=3)
 
 
+def _means_text(result: SearchResult) -> str:
+    searched = [one for heads in result.layers for one in heads if one.candidates]
+    error, recall, share = (
+        statistics.fmean(getattr(one, name) for one in searched)
+        for name in ("error", "recall", "computed_share")
+    )
+    return (
+        f"means of {len(searched)} heads that were searched: error {error:.2g}, recall "
+        f"{recall:.4f}, computed {share:.1%}"
+    )
+
+
 def _left_last(rows: Sequence[tuple[str, ...]], num_left: int) -> str:
     """A table whose last column is text."""
     width = max(len(row[-1]) for row in rows)
@@ -366,6 +397,8 @@ def _left_last(rows: Sequence[tuple[str, ...]], num_left: int) -> str:
 
 def _compare(parser: Parser, arguments: argparse.Namespace) -> int:
     _check_samples(parser, arguments)
+    if not arguments.equal_cost:
+        _refuse_unread(parser, arguments, ("--step",), "--equal-cost")
     with _sentences():
         files = [
             (name, ModelPatterns.load(name, folder=arguments.folder)) for name in arguments.files
@@ -378,7 +411,7 @@ def _compare(parser: Parser, arguments: argparse.Namespace) -> int:
                 prompts,
                 files,
                 equal_cost=arguments.equal_cost,
-                step=arguments.step,
+                step=arguments.step or SearchSettings.step,
                 on_layer=on_layer,
             )
     if arguments.json != STDOUT:

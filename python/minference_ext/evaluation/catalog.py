@@ -179,6 +179,8 @@ def check_tasks(names: Sequence[TaskName], settings: Settings) -> None:
 
 def make_tasks(names: Sequence[TaskName], loaded: LoadedModel, settings: Settings) -> list[Task]:
     """Raises Failure where the model or its data cannot serve a task."""
+    if settings.chat and loaded.tokenizer is None:
+        raise Failure(f"--chat: {loaded.name} has no tokenizer, so it has no chat template")
     return [family.make(member, loaded, settings) for family, member in _members(names, settings)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -95,6 +96,11 @@ def most_units(tokens_of: Callable[[int], int], budget: int, least: int = 1) -> 
     return low
 
 
+def compact(ids: Sequence[int]) -> array[int]:
+    """Token ids in 4 bytes each; a list has nine times that, and a task has hundreds of prompts."""
+    return array("i", ids)
+
+
 def generate(loaded: LoadedModel, ids: Sequence[int], new_tokens: int) -> str:
     """What the model says after `ids`, decoded greedily: at most `new_tokens` tokens, as text."""
     model: Any = loaded.model  # Transformers' type of generate() rejects its own classes
@@ -106,6 +112,7 @@ def generate(loaded: LoadedModel, ids: Sequence[int], new_tokens: int) -> str:
         max_new_tokens=new_tokens,
         do_sample=False,
         num_beams=1,
+        use_cache=True,  # some checkpoints forbid it; decoding would then prefill for every token
         repetition_penalty=1.0,  # some checkpoints bring one, which forbids to quote the prompt
         pad_token_id=ends[0] if isinstance(ends, list) else ends,
     )
@@ -189,5 +196,10 @@ class TextTask(Task):
                 f"{error}, and {self.new_tokens} are generated"
             ) from error
         return Completion(
-            ids[units], draft(units).references, self.metric, self.score, self.new_tokens, depth
+            compact(ids[units]),
+            draft(units).references,
+            self.metric,
+            self.score,
+            self.new_tokens,
+            depth,
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from minference_ext.command_line import Failure
+
+_SUFFIXES = (".txt", ".jsonl", ".yaml")  # not .json, which results may be kept beside them as
 
 
 def text_files(task: str, path: Path | None) -> list[Path]:
@@ -60,6 +63,20 @@ def data_file(task: str, folder: Path | None, names: Sequence[str], source: str)
     raise Failure(
         f"{task} needs {names[0]} in the folder of --data, which {where}; fetch it from {source}"
     )
+
+
+def digest(path: Path) -> str:
+    """Changes when a file that tasks read from `path` comes, goes or gets another size.
+
+    path: a file, or a folder; in folders within it nothing is looked at.
+    """
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    sizes = [
+        (file.name, file.stat().st_size)
+        for file in files
+        if file == path or (file.suffix in _SUFFIXES and file.is_file())
+    ]
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from minference_ext.command_line import Failure
 from minference_ext.models import LoadedModel
 
-from .completion import Completion, Draft, Encoder, require_tokenizer
+from .completion import Completion, Draft, Encoder, compact, require_tokenizer
 from .data import JsonLines, data_file
 from .scores import (
     LETTERS,
@@ -41,8 +41,10 @@ def _answers(answer: Any, options: Sequence[str]) -> tuple[str, ...]:
 
 
 def _right_option(answer: Any, options: Sequence[str]) -> tuple[str, ...]:
-    """The letter and the text of the right option."""
-    text = _answers(answer, options)[0]
+    """The letter and the text of the right option; some examples give both themselves."""
+    text, *letter = _answers(answer, options)
+    if len(letter) == 1 and letter[0] in tuple(LETTERS):
+        return letter[0], text
     return LETTERS[list(options).index(text)], text
 
 
@@ -189,7 +191,11 @@ class ExampleTask(Task):
         text = kind.text.format(**fields)
         ids = self.encoder.ids(Draft(text, references, kind.answer_prefix))
         return Completion(
-            without_middle(ids, budget), references, kind.metric, kind.score, kind.new_tokens
+            compact(without_middle(ids, budget)),
+            references,
+            kind.metric,
+            kind.score,
+            kind.new_tokens,
         )
 
 

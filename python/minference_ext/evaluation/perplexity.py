@@ -7,6 +7,7 @@ states come from one prefill, and the readout runs over pieces of them.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from minference_ext.command_line import Failure
-from minference_ext.models import LoadedModel
+from minference_ext.models import LoadedModel, first_tokens
 
-from .completion import require_tokenizer
+from .completion import compact, require_tokenizer
 from .data import read_file, text_files
 from .task import Answer, Case, Prompt, Settings, Task
 
@@ -26,7 +27,6 @@ NAME = "pg19"
 PIECE_TOKENS = 2048
 _CHECKED_TOKENS = 8  # few enough to be attended densely
 _TOLERANCE = 0.01  # share of the largest logit; bfloat16 rounds by less
-_FIRST_CHARACTERS = 8  # per token, for the first cut of a text
 
 
 def token_losses(model: Any, input_ids: Tensor, *, piece_tokens: int = PIECE_TOKENS) -> Tensor:
@@ -123,9 +123,8 @@ class TextFiles(Task):
     tokenizer: Any
     settings: Settings
     files: Sequence[Path]
-    _texts: dict[int, list[list[int]]] = field(
-        default_factory=dict
-    )  #: by length, once they are read
+    #: By length, once they are read.
+    _texts: dict[int, list[array[int]]] = field(default_factory=dict)
 
     name = NAME
 
@@ -140,7 +139,7 @@ class TextFiles(Task):
         texts = self._long_enough(length)
         return Passage(texts[len(self.cases(length)) % len(texts)])
 
-    def _long_enough(self, length: int) -> list[list[int]]:
+    def _long_enough(self, length: int) -> list[array[int]]:
         """All texts, or those that are asked for and one more, each of `length` tokens."""
         if length in self._texts:
             return self._texts[length]
@@ -151,7 +150,7 @@ class TextFiles(Task):
             ids = first_tokens(self.tokenizer, read_file(path), length)
             longest = max(longest, len(ids))
             if len(ids) == length:
-                texts.append(ids)
+                texts.append(compact(ids))
             if self.settings.samples is not None and len(texts) > self.settings.samples:
                 break
         if not texts:
@@ -160,17 +159,6 @@ class TextFiles(Task):
             )
         self._texts[length] = texts
         return texts
-
-
-def first_tokens(tokenizer: Any, text: str, count: int) -> list[int]:
-    """The first `count` tokens of a text, or all of them, without reading all of a long one."""
-    characters = _FIRST_CHARACTERS * count
-    while True:
-        ids: list[int] = tokenizer(text[:characters])["input_ids"]
-        # The last token of a cut text may be another one than in the whole.
-        if len(ids) > count or characters >= len(text):
-            return ids[:count]
-        characters *= 2
 
 
 def check(settings: Settings) -> None:

@@ -43,9 +43,8 @@ class Progress:
             and getattr(module, "is_causal", False)
         ]
 
-        def begin(
-            module: Any, *_: object
-        ) -> None:  # what a hook returns would be the layer's input
+        # It returns nothing: what a hook returns is the layer's input.
+        def begin(module: Any, *_: object) -> None:
             if time.monotonic() - self._shown_at > _REFRESH_SECONDS:
                 self._shown_at = time.monotonic()
                 place = f"layer {module.layer_idx + 1}/{len(layers)}"

@@ -20,8 +20,9 @@ from minference_ext.methods.shapes import Patterns
 from minference_ext.models import LoadedModel
 
 from .catalog import TaskName, make_tasks, parse_tasks
+from .data import digest
 from .progress import Progress
-from .results import Results, Row
+from .results import DATA_FILES, FILES, Results, Row
 from .task import Answer, Case, Prompt, Settings, Task
 
 if TYPE_CHECKING:  # needs transformers
@@ -72,7 +73,8 @@ def identity(
         "depths": list(settings.depths),
         "chat": settings.chat,
         "data": None if data is None else str(data.resolve()),
-        "files": files,
+        **({} if data is None else {DATA_FILES: digest(data)}),
+        FILES: files,
     }
 
 
@@ -110,7 +112,8 @@ def evaluate(
     contenders = parse_contenders(methods) if isinstance(methods, str) else methods
     settings = settings or Settings()
     if results is None:
-        results = Results(loaded.name, identity(loaded.model.dtype, settings, contenders))
+        known = identity(loaded.model.dtype, settings, contenders)
+        results = Results(loaded.name, known, device=str(loaded.model.device))
     with torch.inference_mode():
         run = _Run(loaded, make_tasks(names, loaded, settings), contenders, lengths, results)
         return run.rows(show_progress)

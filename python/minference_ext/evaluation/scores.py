@@ -21,7 +21,7 @@ Score: TypeAlias = Callable[[str, Sequence[str]], float]
 LETTERS = "ABCD"  # of the options of a question
 ROUGE_PACKAGE = "rouge_score"
 
-_NUMBER = r"-?\d+(?:,\d{3})*(?:\.\d+)?"
+_NUMBER = r"(?:(?<!\w)-)?\d+(?:,\d{3})*(?:\.\d+)?"  # in "key-12" the "-" is no sign
 _ARTICLES = r"\b(?:a|an|the)\b"
 _LETTER = r"(?<![\w'])(?:A(?! (?!is\b)[a-z])|[B-D])(?![\w'])"  # "A man" names no option
 
@@ -65,7 +65,10 @@ def option(prediction: str, references: Sequence[str]) -> float:
 
 
 def word_f1(prediction: str, references: Sequence[str]) -> float:
-    """F1 over words without articles and punctuation, the best of all references (SQuAD)."""
+    """F1 over words without articles and punctuation, the best of all references (SQuAD).
+
+    Punctuation leaves no gap: "U.S." is one word.
+    """
     return max(_f1(_words(prediction), _words(reference)) for reference in references)
 
 
@@ -89,7 +92,7 @@ def has_rouge() -> bool:
 
 
 def _words(text: str) -> list[str]:
-    plain = "".join(" " if _is_punctuation(letter) else letter for letter in text.lower())
+    plain = "".join(letter for letter in text.lower() if not _is_punctuation(letter))
     return re.sub(_ARTICLES, " ", plain).split()
 
 

@@ -8,7 +8,7 @@ model goes on with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from minference_ext.methods import Layer
 from minference_ext.transformers import attention_mask, chunk_mlp
-from minference_ext.transformers.prefill import _refuse_unsupported, _window
+from minference_ext.transformers.prefill import refuse_unsupported, window_of
 
 NAME = "minference_search"
 _MLP_TOKENS = 4096  # its activations are then smaller than q, k and v of a long prompt
@@ -62,7 +62,7 @@ def visit_layers(model: PreTrainedModel, input_ids: Tensor, visit: Visit) -> Non
 
 
 def _attention(
-    module: torch.nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -74,19 +74,15 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As `minference_ext.transformers.attention`, for one whole prompt."""
-    _refuse_unsupported(module, dropout, is_causal, kwargs)
+    refuse_unsupported(module, dropout, is_causal, kwargs)
     visit = _visit.get()
     if visit is None or attention_mask is not None or query.shape[0] != 1:
         raise ValueError(
             f'attn_implementation="{NAME}" is for the prompts of minference_ext.search alone'
         )
-    layer = Layer(query, key, value, layer_idx=_layer_idx(module), softmax_scale=scaling)
-    out = visit(layer, _window(module, sliding_window, key.shape[2]))
+    layer = Layer(query, key, value, layer_idx=int(module.layer_idx), softmax_scale=scaling)
+    out = visit(layer, window_of(module, sliding_window, key.shape[2]))
     return out.transpose(1, 2), None
-
-
-def _layer_idx(module: Any) -> int:
-    return int(module.layer_idx)
 
 
 AttentionInterface.register(NAME, _attention)
@@ -111,11 +107,8 @@ def _attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
 def _mlp_in_pieces(model: PreTrainedModel) -> Iterator[None]:
     """Within it, MLPs that can be cut run over pieces of the prompt."""
     own = [(module, vars(module).get("forward")) for module in model.modules()]
-    try:
+    with suppress(ValueError):  # no MLP of that kind: memory is the model's own affair
         chunk_mlp(model, _MLP_TOKENS)
-    except ValueError:  # no MLP of that kind: memory is the model's own affair
-        yield
-        return
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from minference_ext.patterns import HeadPattern
 from .equal_cost import equalise, tile_cost
 from .measure import Dense, Measured, measure, window_attention
 from .prompts import Prompt
-from .search import OnLayer
+from .search import NO_FULL_ATTENTION, OnLayer
 
 if TYPE_CHECKING:  # it needs transformers
     from transformers import PreTrainedModel
@@ -128,7 +128,7 @@ def compare_patterns(
 
         visit_layers(model, prompt.input_ids, visit)
     if not found[0]:
-        raise ValueError("model: every layer has a sliding window shorter than the prompt")
+        raise ValueError(NO_FULL_ATTENTION)
     return [
         Comparison(
             name,

@@ -111,8 +111,9 @@ def equalise(
     """
     cost = tile_cost(layer) if cost is None else cost
     length = layer.k.shape[2]
+    ladders = {pattern: size_ladder(pattern, length, step) for pattern in set(patterns)}
     searches = [
-        _Bisection(size_ladder(pattern, length, step), pattern, target, tolerance)
+        _Bisection(ladders[pattern], pattern, target, tolerance)
         for pattern, target in zip(patterns, targets, strict=True)
     ]
     while not all(search.is_done for search in searches):
@@ -198,6 +199,7 @@ def time_cost(layer: Layer) -> Cost:
 
 
 def _seconds(layer: Layer, pattern: HeadPattern) -> float:
+    _wait(layer)  # for what other calls have enqueued
     begin = time.perf_counter()
     sparse_attention(
         layer.q,
@@ -207,6 +209,10 @@ def _seconds(layer: Layer, pattern: HeadPattern) -> float:
         dense_fallback=False,
         softmax_scale=layer.softmax_scale,
     )
+    _wait(layer)
+    return time.perf_counter() - begin
+
+
+def _wait(layer: Layer) -> None:
     if layer.q.is_cuda:
         torch.cuda.synchronize(layer.q.device)
-    return time.perf_counter() - begin

@@ -49,13 +49,15 @@ class Dense:
 
     out: Tensor  #: [1, H, length, head_dim]
     lse: Tensor  #: float32 [1, H, length]
+    scale: Tensor  #: what errors are divided by, float64 [H]
 
     @staticmethod
     def of(layer: Layer) -> Dense:
-        return Dense(*dense_attention(layer.q, layer.k, layer.v, softmax_scale=layer.softmax_scale))
+        out, lse = dense_attention(layer.q, layer.k, layer.v, softmax_scale=layer.softmax_scale)
+        return Dense(out, lse, _scale(layer, out))
 
     def heads(self, heads: list[int]) -> Dense:
-        return Dense(self.out[:, heads], self.lse[:, heads])
+        return Dense(self.out[:, heads], self.lse[:, heads], self.scale[heads])
 
 
 def measure(
@@ -73,7 +75,7 @@ def measure(
         layer.q, layer.k, layer.v, softmax_scale=layer.softmax_scale, **arguments
     )
     stats = plan_stats(layer.q, layer.k, softmax_scale=layer.softmax_scale, **arguments)
-    errors = _norms(out, dense.out) / _scales(layer, dense)
+    errors = _norms(out, dense.out) / dense.scale
     kept = (lse - dense.lse)[0, :, first_recalled:].exp_().clamp_(max=1.0)
     shares = stats.computed_pairs[0] / stats.causal_pairs[0]
     return [
@@ -130,11 +132,11 @@ def _fewest(probabilities: Tensor) -> int:
     return min(int((held < LINES_HOLD).sum()) + 1, len(held))
 
 
-def _scales(layer: Layer, dense: Dense) -> Tensor:
-    """What errors are relative to, float64 [H]."""
+def _scale(layer: Layer, out: Tensor) -> Tensor:
+    """float64 [H]; out: of dense attention."""
     of_values = _norms(layer.v).repeat_interleave(layer.num_heads // layer.v.shape[1])
     floor = torch.finfo(layer.v.dtype).eps * of_values
-    return torch.maximum(_norms(dense.out), floor).clamp_(min=torch.finfo(torch.float64).tiny)
+    return torch.maximum(_norms(out), floor).clamp_(min=torch.finfo(torch.float64).tiny)
 
 
 def _norms(tensor: Tensor, other: Tensor | None = None) -> Tensor:

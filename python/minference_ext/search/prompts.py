@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minference_ext.models import LoadedModel
+from minference_ext.models import LoadedModel, first_tokens
 
 if TYPE_CHECKING:  # it needs transformers
     from minference_ext.testing import RetrievalSpec
@@ -71,12 +71,12 @@ def text_prompts(loaded: LoadedModel, length: int, paths: Sequence[Path]) -> lis
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: it must be text in UTF-8: {error}") from error
-        ids = _token_ids(loaded.tokenizer, text)
+        ids = first_tokens(loaded.tokenizer, text, length)
         if len(ids) < length:
             raise ValueError(
                 f"{path} has {len(ids)} tokens; it must have {length} or more, the length asked for"
             )
-        prompts.append(Prompt(str(path), torch.tensor([ids[:length]])))
+        prompts.append(Prompt(str(path), torch.tensor([ids])))
     return prompts
 
 

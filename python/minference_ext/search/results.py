@@ -100,6 +100,7 @@ class SearchResult:
             "objective": settings.objective,
             "budget": budget,
             "refine": settings.refine,
+            "refine_step": list(settings.refine_step),
             "num_layers": len(self.layers),
             "num_heads": len(self.layers[0]),
             "heads": [

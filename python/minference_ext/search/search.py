@@ -48,6 +48,8 @@ from .settings import SearchSettings
 if TYPE_CHECKING:  # it needs transformers
     from transformers import PreTrainedModel
 
+NO_FULL_ATTENTION = "model: every layer has a sliding window shorter than the prompt"
+
 #: Called after each layer with the numbers of prompt and layer, both from 0.
 OnLayer = Callable[[int, int], None]
 
@@ -74,7 +76,7 @@ def search_patterns(
 
     Raises:
         ValueError: prompts or budget as said above, a progress file of another search, a model
-            whose attention is not finite or not that of Transformers.
+            without a layer to search, or whose attention is not finite or not that of Transformers.
         NotImplementedError: attention of a kind that "minference" does not run.
         RuntimeError: as `minference_ext.sparse_attention`.
     """
@@ -102,6 +104,8 @@ def search_patterns(
     for sample in range(state.finished, len(prompts)):
         search = _PromptSearch(settings, state, sample, on_layer)
         visit_layers(model, prompts[sample].input_ids, search.visit)
+        if not state.samples[sample]:
+            raise ValueError(NO_FULL_ATTENTION)
         state.finished = sample + 1
         state.save()
     return SearchResult(
@@ -336,13 +340,7 @@ def _check_prompts(prompts: Sequence[Prompt], settings: SearchSettings) -> None:
         raise ValueError(
             f"prompts: found lengths {lengths}; they must be of one length, at least {MIN_LENGTH}"
         )
-    budget = settings.sink + settings.window
-    if settings.objective == "output" and budget >= lengths[0]:
-        raise ValueError(
-            f"budget: found {settings.sink},{settings.window}, which covers all {lengths[0]} "
-            "tokens of the prompt and leaves nothing to choose; it must be smaller in sum, or the "
-            "prompt longer"
-        )
+    settings.check_length(lengths[0])
 
 
 def _digest(prompt: Prompt) -> str:

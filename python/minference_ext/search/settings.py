@@ -82,6 +82,15 @@ class SearchSettings:
         """Relative to the target."""
         return TOLERANCE[self.cost]
 
+    def check_length(self, length: int) -> None:
+        """Raises ValueError: the budget leaves nothing to choose on prompts of that many tokens."""
+        if self.objective == "output" and self.sink + self.window >= length:
+            raise ValueError(
+                f"budget: found {self.sink},{self.window}, which covers all {length} tokens of the "
+                "prompt and leaves nothing to choose; it must be smaller in sum, or the prompt "
+                "longer"
+            )
+
     def record(self) -> dict[str, Any]:
         """All fields, for JSON."""
         return {

@@ -60,11 +60,11 @@ def attention(
         NotImplementedError: an argument that this implementation does not support, by name.
         ValueError: a mask that is neither, or that has holes.
     """
-    _refuse_unsupported(module, dropout, is_causal, kwargs)
+    refuse_unsupported(module, dropout, is_causal, kwargs)
     if query.dtype == torch.float8_e4m3fn:
         _refuse("query.dtype", query.dtype, "call minference_ext.sparse_attention, with its scales")
     q_len, kv_len = query.shape[2], key.shape[2]
-    window = _window(module, sliding_window, kv_len)
+    window = window_of(module, sliding_window, kv_len)
     is_short = q_len < MIN_QUERIES
     if attention_mask is not None and (
         attention_mask.dim() != (4 if is_short else 2) or attention_mask.shape[-1] != kv_len
@@ -94,9 +94,15 @@ def attention(
     return out.transpose(1, 2), None
 
 
-def _window(module: Any, sliding_window: int | None, kv_len: int) -> int | None:
-    """The sliding window, if it is shorter than the keys at hand."""
-    if sliding_window is None:  # some models only say it in their config
+def window_of(module: Any, sliding_window: int | None, kv_len: int) -> int | None:
+    """The sliding window of an attention module, or None where it hides no key.
+
+    Args:
+        sliding_window: as the module gives it to its attention function; None: look into its
+            config, where alone some models say it.
+        kv_len: keys of the call.
+    """
+    if sliding_window is None:
         config = module.config
         layer_types = getattr(config, "layer_types", None)
         if layer_types is not None and layer_types[module.layer_idx] == "sliding_attention":
@@ -104,9 +110,18 @@ def _window(module: Any, sliding_window: int | None, kv_len: int) -> int | None:
     return sliding_window if sliding_window is not None and sliding_window < kv_len else None
 
 
-def _refuse_unsupported(
+def refuse_unsupported(
     module: torch.nn.Module, dropout: float, is_causal: bool | None, kwargs: dict[str, Any]
 ) -> None:
+    """Refuses what would be another result than causal attention without dropout.
+
+    Args:
+        dropout, is_causal, kwargs: as Transformers calls attention functions; of `kwargs` None and
+            False ask for nothing.
+
+    Raises:
+        NotImplementedError: the first such argument, by name.
+    """
     if dropout > 0.0:
         _refuse("dropout", dropout, "set attention_dropout = 0 in the model's config")
     if is_causal is None:
@@ -184,26 +199,34 @@ class _Layer:
             _refuse("torch.compile", True, "methods run eagerly; compile with patterns alone")
         batch, heads, q_len, head_dim = query.shape
         kv_len = key.shape[2]
-        out = query.new_zeros((batch, q_len, heads, head_dim)).transpose(1, 2)
         begins = [0] * batch if first_valid_key is None else first_valid_key.tolist()
+        if begins == [0]:  # all there is, and no second output for it
+            return self._attend_prompt(query, key, value, cut(rotation, 0, 0, q_len))
+        out = query.new_zeros((batch, q_len, heads, head_dim)).transpose(1, 2)
         for row, begin in enumerate(begins):
             first_query = max(0, begin - (kv_len - q_len))
             if first_query == q_len:
                 continue
             keys = (slice(row, row + 1), slice(None), slice(begin, kv_len))
             queries = (slice(row, row + 1), slice(None), slice(first_query, q_len))
-            layer = Layer(
-                query[queries],
-                key[keys],
-                value[keys],
-                layer_idx=self._layer_idx or 0,
-                softmax_scale=self._options["softmax_scale"],
-                rotation=cut(rotation, row, first_query, q_len),
-            )
-            if self._plans is not None and self._layer_idx is not None:
-                self._plans.append(LayerPlan(self._layer_idx, stats_of_heads(self._methods, layer)))
-            out[queries], _ = attend_heads(self._methods, layer)
+            of_row = cut(rotation, row, first_query, q_len)
+            out[queries] = self._attend_prompt(query[queries], key[keys], value[keys], of_row)
         return out
+
+    def _attend_prompt(
+        self, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation | None
+    ) -> Tensor:
+        layer = Layer(
+            query,
+            key,
+            value,
+            layer_idx=self._layer_idx or 0,
+            softmax_scale=self._options["softmax_scale"],
+            rotation=rotation,
+        )
+        if self._plans is not None and self._layer_idx is not None:
+            self._plans.append(LayerPlan(self._layer_idx, stats_of_heads(self._methods, layer)))
+        return attend_heads(self._methods, layer)[0]
 
 
 def _pairwise(

@@ -34,21 +34,23 @@ def keep_rotation(module: torch.nn.Module, is_needed: bool) -> None:
         hook.remove()
     hooks: tuple[Any, ...] = ()
     if is_needed:
-
-        def keep(module: torch.nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
-            cos_and_sin = kwargs.get("position_embeddings")
-            if cos_and_sin is not None:
-                cos, sin = cos_and_sin
-                setattr(module, _ROTATION, Rotation(cos, sin))
-
-        def drop(module: torch.nn.Module, *_: Any) -> None:
-            setattr(module, _ROTATION, None)
-
         hooks = (
-            module.register_forward_pre_hook(keep, with_kwargs=True),
-            module.register_forward_hook(drop, always_call=True),
+            module.register_forward_pre_hook(_keep, with_kwargs=True),
+            module.register_forward_hook(_drop, always_call=True),
         )
     setattr(module, _HOOKS, hooks)
+
+
+# Hooks at module level can be pickled, as a model with them is.
+def _keep(module: torch.nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
+    cos_and_sin = kwargs.get("position_embeddings")
+    if cos_and_sin is not None:
+        cos, sin = cos_and_sin
+        setattr(module, _ROTATION, Rotation(cos, sin))
+
+
+def _drop(module: torch.nn.Module, *_: Any) -> None:
+    setattr(module, _ROTATION, None)
 
 
 def cut(rotation: Rotation | None, row: int, begin: int, end: int) -> Rotation | None:

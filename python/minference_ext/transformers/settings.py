@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, cast, get_args
 import torch
 from transformers import PreTrainedModel
 
-from minference_ext.methods import Method, of_pattern
+from minference_ext.methods import Method, by_name, of_pattern
 from minference_ext.methods.shapes import Patterns as PatternsMethod
 from minference_ext.model_patterns import ModelPatterns
 from minference_ext.ops import SlashMode
@@ -91,7 +91,7 @@ def configure(
             indices (`vertical_slash_index`, `block_index`) cannot be set. A Method of
             `minference_ext.methods` may stand wherever a pattern does; `mode`, `estimate_every` and
             `dense_fallback` are then its own affair. Methods run prompt by prompt, and not under
-            torch.compile.
+            torch.compile. One that learns from prompts (`has_memory`) serves one model.
         starting_layer: layers before this one attend densely.
         min_length: with fewer keys than this, PyTorch's own attention runs. 0 leaves it to the cost
             model, which finds for each head where dense attention is cheaper.
@@ -144,8 +144,8 @@ def configure(
 def record_plans(model: PreTrainedModel) -> Iterator[list[LayerPlan]]:
     """Within it, the returned list grows by one entry per sparse call of a layer.
 
-    Every such call estimates and plans twice: not for timing, and not under torch.compile. Calls
-    for a right-padded batch add one entry per batch row.
+    Every such call estimates and plans twice: not for timing, and not under torch.compile. Methods,
+    and calls for a right-padded batch, add one entry per batch row.
     """
     plans: list[LayerPlan] = []
     modules = _attention_modules(model)
@@ -226,7 +226,7 @@ def _per_layer(config: Any, patterns: Patterns) -> list[tuple[HeadPattern, ...]]
         heads = ModelPatterns.uniform(patterns, 1, 1).layers[0]  # checks the kind
         return [heads] * num_layers
     if isinstance(patterns, str | os.PathLike):
-        patterns = ModelPatterns.load(patterns)
+        patterns = _load(patterns)
     elif not isinstance(patterns, ModelPatterns):
         patterns = ModelPatterns(cast("Sequence[Sequence[HeadPattern]]", patterns))
     if (patterns.num_layers, patterns.num_heads) != (num_layers, num_heads):
@@ -235,6 +235,19 @@ def _per_layer(config: Any, patterns: Patterns) -> list[tuple[HeadPattern, ...]]
             f"model needs {num_layers} layers with {num_heads} each, or one HeadPattern for all"
         )
     return list(patterns.layers)
+
+
+def _load(source: str | os.PathLike[str]) -> ModelPatterns:
+    try:
+        return ModelPatterns.load(source)
+    except FileNotFoundError as error:
+        text = os.fspath(source)
+        if text.partition("(")[0] not in by_name():
+            raise
+        raise ValueError(
+            f"patterns is {text!r}, which is no file but a method: pass "
+            f"minference_ext.methods.parse({text!r})"
+        ) from error
 
 
 def _check_range(name: str, found: int, most: int | None) -> None:
