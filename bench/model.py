@@ -11,6 +11,7 @@ from pathlib import Path
 import minference_ext.transformers as integration
 import torch
 from minference_ext import HeadPattern
+from minference_ext.benchmark.memory import peak_increase
 from minference_ext.benchmark.timing import compare
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -92,30 +93,22 @@ def peak_memory(rounds: int) -> list[Row]:
                 capture_output=True,
                 text=True,
             )
-            before, peak = (int(number) for number in done.stdout.split())
-            of.append(peak - before)
+            of.append(int(done.stdout))
     baseline = statistics.median(peaks["sdpa"])
     return [
         {
             "method": CONTENDERS[name],
-            "prefill MiB": round(statistics.median(of) / 1024),
-            "MiB min-max": f"{min(of) // 1024}-{max(of) // 1024}",
+            "prefill MiB": round(statistics.median(of) / 2**20),
+            "MiB min-max": f"{min(of) // 2**20}-{max(of) // 2**20}",
             "/ SDPA's": round(statistics.median(of) / baseline, 3),
         }
         for name, of in peaks.items()
     ]
 
 
-def _status(field: str) -> int:
-    """KiB of a line in /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _measure_peak(name: str) -> None:
-    """Prints KiB resident before a prefill, and at most during it; in a process of its own."""
+def _print_peak(name: str) -> None:
+    """Prints the bytes that a prefill takes at most beyond what was there before it, in a process
+    of its own."""
     model = llama(torch.bfloat16, num_heads=8, head_dim=128)
     if name == "dense":
         integration.configure(model, HeadPattern.dense())
@@ -126,11 +119,11 @@ def _measure_peak(name: str) -> None:
     with torch.inference_mode():
         prefill(model, torch.zeros((1, 256), dtype=torch.long))  # libraries load what they need
         ids = torch.randint(1024, (1, MEMORY_LENGTH), generator=torch.Generator().manual_seed(1))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = _status("VmRSS")
-        prefill(model, ids)
-    print(before, _status("VmHWM"))
+        peak = peak_increase(partial(prefill, model, ids), model.device)
+    if peak is None:
+        raise RuntimeError("this system does not let a process restart its peak: /proc/self")
+    print(peak)
 
 
 if __name__ == "__main__":
-    _measure_peak(sys.argv[1])
+    _print_peak(sys.argv[1])

@@ -137,7 +137,6 @@ RETRIEVAL = ["--model", "retrieval"]
         ([*RETRIEVAL, "--text", __file__], "--text needs a model with a tokenizer"),
         ([*RETRIEVAL, "--layers", "1"], "--layers is for random models; --model is retrieval"),
         ([*RETRIEVAL, "--rounds", "0"], "'0' is not a whole number >= 1"),
-        ([*RETRIEVAL, "--device", "tpu"], "--device is tpu; it must be cpu or cuda"),
         (["--model", "random:gpt"], "it must be random: and one of llama-3-8b, qwen2.5-7b"),
         (["--model", "random:tiny", "--layers", "5"], "--layers is 5; random:tiny has 4"),
     ],
@@ -154,6 +153,12 @@ def test_an_empty_text(capsys: Capture, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         bench("--model", "x", "--text", str(tmp_path / "empty"))
     assert "empty is empty" in sentence(capsys)
+
+
+@pytest.mark.parametrize("model", ["retrieval", "random:tiny"])
+def test_no_such_device(capsys: Capture, model: str) -> None:
+    assert bench("--model", model, "--device", "tpu") == 1
+    assert "--device is tpu; it must be cpu, cuda" in sentence(capsys)
 
 
 @pytest.mark.parametrize("model", ["retrieval", "random:tiny"])

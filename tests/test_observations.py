@@ -22,6 +22,7 @@ from minference_ext.observations.measure import column_counts, covered, entry_di
 from minference_ext.observations.prefill import watch_layers
 from minference_ext.observations.prompts import prompts
 from minference_ext.observations.strips import WIDTH, column_mass, rows, strips
+from minference_ext.testing.model import SEP_TOKEN
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,19 +41,11 @@ def inputs(
     return Layer(q, k, v)
 
 
-def probabilities(layer: Layer, head: int = 0) -> Tensor:
-    """float64 [length, length], the definition."""
-    q, k = layer.q[0, head].double(), layer.k[0, 0].double()
-    scores = q @ k.T * layer.scale
-    scores = scores.masked_fill(reference.offsets(len(q), len(k)) < 0, -math.inf)
-    return torch.softmax(scores, dim=-1)
-
-
-def lse_of(layer: Layer, head: int = 0) -> Tensor:
-    q, k = layer.q[0, head].double(), layer.k[0, 0].double()
-    scores = q @ k.T * layer.scale
-    scores = scores.masked_fill(reference.offsets(len(q), len(k)) < 0, -math.inf)
-    return scores.logsumexp(-1).float()
+def scores(layer: Layer) -> Tensor:
+    """float64 [length, length] of the first head, the definition; -inf above the diagonal."""
+    q, k = layer.q[0, 0].double(), layer.k[0, 0].double()
+    products = q @ k.T * layer.scale
+    return products.masked_fill(reference.offsets(len(q), len(k)) < 0, -math.inf)
 
 
 # ---- Strips --------------------------------------------------------------------------------------
@@ -62,9 +55,9 @@ def lse_of(layer: Layer, head: int = 0) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strips_are_dense_attention(length: int, dtype: torch.dtype) -> None:
     layer = inputs(length, dtype=dtype)
-    expected = probabilities(layer)
+    expected, lse = scores(layer).softmax(-1), scores(layer).logsumexp(-1).float()
     found = torch.zeros_like(expected)
-    q, k, lse = layer.q[0, 0], layer.k[0, 0], lse_of(layer)
+    q, k = layer.q[0, 0], layer.k[0, 0]
     ends = []
     for first, part in strips(q, k, lse, layer.scale, width=130):
         assert part.shape == (length - first, min(130, length - first))
@@ -89,7 +82,8 @@ def test_rows_are_dense_attention() -> None:
     layer = inputs(300)
     queries = torch.tensor([0, 7, 299])
     found = rows(layer.q[0, 0], layer.k[0, 0], layer.scale, queries)
-    torch.testing.assert_close(found.double(), probabilities(layer)[queries], atol=1e-6, rtol=1e-4)
+    expected = scores(layer).softmax(-1)[queries]
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-4)
 
 
 # ---- Numbers of heads ----------------------------------------------------------------------------
@@ -114,8 +108,8 @@ def test_entry_distances(length: int) -> None:
     expected = [0] * 32
     step = max(1, length // 64)
     for query in list(range(length - 1, -1, -step))[:64]:
-        scores = layer.q[0, 0, query].double() @ layer.k[0, 0, : query + 1].double().T
-        row = torch.softmax(scores * layer.scale, dim=0)
+        products = layer.q[0, 0, query].double() @ layer.k[0, 0, : query + 1].double().T
+        row = torch.softmax(products * layer.scale, dim=0)
         entries = [key for key in range(query + 1) if row[key] > 1 / (query + 1)]
         for left, right in itertools.pairwise(entries):
             expected[min(right - left, 32) - 1] += 1
@@ -217,6 +211,20 @@ def test_attended_pairs_are_the_oracle_s(case: Attended, length: int) -> None:
         assert torch.equal(pairs.strip(first, end), expected[first:, first:end])
 
 
+def test_attended_pairs_of_chunks_that_are_dense() -> None:
+    """Lists are cheaper for some chunks of the queries, and for others they are not."""
+    layer = inputs(1024)
+    index = parse("vertical_slash_per_chunk(60,64,256)").index(layer)
+    mask = AttendedPairs(layer, index, 0).strip(0, 1024)
+    whole = reference.dense_mask(1024, 1024)
+    is_dense = [torch.equal(a, b) for a, b in zip(mask.split(256), whole.split(256), strict=True)]
+    assert is_dense[0]
+    assert not all(is_dense)
+    for first, end in ((0, 1), (300, 301), (200, 513), (1000, 1024)):
+        strip = AttendedPairs(layer, index, 0).strip(first, end)
+        assert torch.equal(strip, mask[first:, first:end])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_attended_pairs_in_short_types(dtype: torch.dtype, head_dim: int) -> None:
@@ -296,7 +304,7 @@ def test_layers_are_those_of_the_model() -> None:
     seen = []
 
     def watch(layer: Layer, lse: Tensor) -> None:
-        assert layer.rotation is not None  # some methods need it
+        assert layer.rotation is None
         for head in range(HEADS):
             kv_head = head // (HEADS // KV_HEADS)
             mass = column_mass(layer.q[0, head], layer.k[0, kv_head], lse[0, head], layer.scale)
@@ -306,6 +314,34 @@ def test_layers_are_those_of_the_model() -> None:
 
     assert watch_layers(model, ids, watch) == [0, 1]
     assert seen == [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
+
+
+def test_a_model_whose_rotation_cannot_be_undone() -> None:
+    """It can be watched, but not by a method that needs the rotation."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # has none
+
+    config = GPT2Config(
+        vocab_size=97, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model: Any = GPT2LMHeadModel._from_config(config, attn_implementation="sdpa").eval()
+    assert watch_layers(model, tokens(1, 100), lambda *_: None) == [0]
+    with pytest.raises(ValueError, match="infllm turns queries and keys back"):
+        observed_maps(model, tokens(1, 100), 0, {0: parse("infllm")}, cells=16, num_last=1)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_rotation_is_there_where_it_is_needed() -> None:
+    rotations = []
+
+    def watch(layer: Layer, lse: Tensor) -> None:
+        rotations.append(layer.rotation)
+
+    model = tiny("sdpa")
+    watch_layers(model, tokens(1, 100), watch, rotation_for=parse("infllm"))
+    assert all(rotation is not None and rotation.cos.shape == (100, 32) for rotation in rotations)
+    for layer in model.model.layers:
+        assert not layer.self_attn._forward_hooks
+        assert not layer.self_attn._forward_pre_hooks
 
 
 def test_a_prefill_leaves_the_model_as_it_was() -> None:
@@ -327,6 +363,20 @@ def test_a_prefill_leaves_the_model_as_it_was() -> None:
         watch_layers(model, ids, fail)
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(model(ids).logits, before)
+
+
+def test_a_vision_part_keeps_its_attention() -> None:
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config: Any = LlavaConfig(vision_config=vision, text_config=tiny().config)
+    model: Any = LlavaForConditionalGeneration(config).eval()
+    model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
+    assert watch_layers(model, tokens(1, 100), lambda *_: None) == [0, 1]
+    assert config.vision_config._attn_implementation == "eager"
+    assert config.text_config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("shape", [(1, 63), (2, 100)])
@@ -390,21 +440,20 @@ def test_layers_with_a_window_are_left_out() -> None:
     with pytest.raises(ValueError, match="all of its layers have sliding windows"):
         observe(model, tokens(1, 100), tokens(1, 100))
     with pytest.raises(ValueError, match="layer 1 attends a sliding window"):
-        observed_maps(model, tokens(1, 100), 1, [0], parse("dense"), cells=16, num_last=1)
+        observed_maps(model, tokens(1, 100), 1, {0: parse("dense")}, cells=16, num_last=1)
 
 
 def test_maps_are_those_of_eager_attention() -> None:
-    """A sparse method, GQA, and a length that is a multiple of nothing."""
+    """Two sparse methods, GQA, and a length that is a multiple of nothing."""
     length = 333
     model, ids = tiny("sdpa"), tokens(1, length)
     expected = eager(model, ids)[1]
-    maps = observed_maps(
-        model, ids, 1, [3, 0], parse("a_shape(16,40)"), cells=50, num_last=9, roles=["a_b"] * 4
-    )
-    mask = reference.a_shape_mask(length, length, 16, 40)
+    methods = {3: parse("a_shape(16,40)"), 0: parse("a_shape(5,60)")}
+    maps = observed_maps(model, ids, 1, methods, cells=50, num_last=9, roles=["a_b"] * 4)
     assert [(head.layer, head.head, head.role) for head in maps] == [(1, 3, "a b"), (1, 0, "a b")]
-    for head in maps:
-        assert head.pattern == "a_shape(16,40)"
+    assert [head.pattern for head in maps] == ["a_shape(16,40)", "a_shape(5,60)"]
+    for head, (sink, window) in zip(maps, ((16, 40), (5, 60)), strict=True):
+        mask = reference.a_shape_mask(length, length, sink, window)
         assert head.cell == 7
         probability = expected[head.head]
         kept = probability * mask
@@ -423,7 +472,7 @@ def test_a_method_of_its_own_way_leaves_pairs_open() -> None:
     method = parse("infllm(64,64,2)")
     assert not has_index(method)
     model, ids = tiny("sdpa"), tokens(1, 200)
-    (head,) = observed_maps(model, ids, 0, [1], method, cells=32, num_last=1)
+    (head,) = observed_maps(model, ids, 0, {1: method}, cells=32, num_last=1)
     assert (head.attended_share, head.pattern) == (None, "attention alone")
     largest = eager(model, ids)[0][1].max()
     assert float(head.kept.max()) == pytest.approx(float(largest), rel=1e-4)
@@ -431,17 +480,18 @@ def test_a_method_of_its_own_way_leaves_pairs_open() -> None:
 
 
 class _Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation returns."""
+    """The most elements, and the most bytes, of any tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.elements = 0
+        self.elements = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
                 self.elements = max(self.elements, tensor.numel())
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
         return result
 
 
@@ -451,10 +501,10 @@ def test_no_matrix_of_queries_by_keys() -> None:
     model = tiny("sdpa", num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
     with _Largest() as largest:
         observe(model, tokens(1, length), tokens(1, length))
-        observed_maps(
-            model, tokens(1, length), 0, [1], parse("a_shape(4,64)"), cells=64, num_last=1
-        )
+        methods = {1: parse("a_shape(4,64)"), 0: parse("dense")}
+        observed_maps(model, tokens(1, length), 0, methods, cells=64, num_last=1)
     assert length * WIDTH <= largest.elements <= length * WIDTH * 1.1
+    assert largest.bytes <= length * WIDTH * 4 * 1.1
 
 
 # ---- Prompts -------------------------------------------------------------------------------------
@@ -483,8 +533,20 @@ def test_generated_prompts(loaded: LoadedModel) -> None:
 def test_prompts_of_the_retrieval_model() -> None:
     retrieval = load_model("retrieval")
     first, second = prompts(retrieval, 200, 2)
-    assert not torch.equal(first.input_ids, second.input_ids)
     assert (first.num_last, first.last) == (20, "for questions")  # ten pairs of SEP and a key
+    # What is asked for lies elsewhere in the other prompt: else it would seem to stay in place.
+    asked = set(first.input_ids[0, -19::2].tolist())
+    assert len(asked) == 10
+    places = [
+        [
+            place
+            for place, token in enumerate(prompt.input_ids[0, :-20].tolist())
+            if token == SEP_TOKEN
+        ]
+        for prompt in (first, second)
+    ]
+    assert len(places[0]) == len(places[1]) == 10  # behind each value
+    assert len(set(places[0]) & set(places[1])) < 3
     with pytest.raises(ValueError, match="length: found 40"):
         prompts(retrieval, 40, 1)
 
@@ -523,11 +585,14 @@ def test_a_text_behind_the_token_that_begins_it(loaded: LoadedModel, tmp_path: P
     class Beginning:
         bos_token_id = 0
 
-        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-            ids = [5] * len(text)
-            return {"input_ids": ids if options.get("add_special_tokens") is False else [0, *ids]}
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [0, *map(ord, text)]}
 
     text = tmp_path / "text.txt"
-    text.write_text("x" * 300, encoding="utf-8")
-    (prompt,) = prompts(LoadedModel("begins", loaded.model, Beginning(), None), 64, 1, text)
-    assert prompt.input_ids.tolist() == [[0] + [5] * 63]
+    text.write_text("x" * 63 + "y" * 63, encoding="utf-8")
+    begins = LoadedModel("begins", loaded.model, Beginning(), None)
+    first, second = prompts(begins, 64, 2, text)
+    assert first.input_ids.tolist() == [[0] + [ord("x")] * 63]
+    assert second.input_ids.tolist() == [[0] + [ord("y")] * 63]
+    with pytest.raises(ValueError, match="has 126 tokens; 2 prompts of 65 tokens need 128"):
+        prompts(begins, 65, 2, text)

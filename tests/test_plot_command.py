@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from minference_ext import HeadPattern, ModelPatterns, cli
-from minference_ext.plots import density, retrieval, scores, times
+from minference_ext.plots import attention_maps, density, retrieval, scores, times
+from minference_ext.plots.canvas import percent
 
 from . import records, text_model
 
@@ -50,12 +51,12 @@ def written(tmp_path: Path) -> Written:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the drawing functions are given, instead of a picture."""
     drawn: list[dict[str, Any]] = []
-    for module in (density, retrieval, scores, times):
+    for module in (attention_maps, density, retrieval, scores, times):
         name = f"draw_{module.__name__.rpartition('.')[2]}"
 
-        def draw(path: Path, *content: Any, name: str = name) -> None:
+        def draw(path: Path, *content: Any, name: str = name, **options: Any) -> None:
             path.write_bytes(b"drawn")
-            drawn.append({"name": name, "content": content})
+            drawn.append({"name": name, "content": content, **options})
 
         monkeypatch.setattr(f"minference_ext.plots.{name}", draw)
     return drawn
@@ -104,12 +105,9 @@ def test_help(capsys: Capture, subject: str | None) -> None:
     [
         ("density", records.search(), ()),
         ("times", records.prefill(), ()),
-        ("times", records.prefill(lengths=(1024,), has_parts=False), ()),
         ("times", records.attention(), ()),
         ("breakdown", records.prefill(), ()),
-        ("retrieval", records.evaluation(), ()),
-        ("retrieval", records.evaluation(samples=1), ("--task", "niah")),
-        ("scores", records.evaluation(), ()),
+        ("retrieval", records.evaluation(), ("--task", "niah")),
         ("scores", records.evaluation(), ("--by", "length")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -167,13 +165,23 @@ def test_times_have_baselines_and_crossovers(
 
 
 def test_a_crossover_beyond_the_lengths_is_drawn_at_their_end(
-    capsys: Capture, written: Written, tmp_path: Path
+    capsys: Capture, written: Written, tmp_path: Path, figures: list[dict[str, Any]]
 ) -> None:
     """A file's numbers need not fit each other."""
     for point in (1e9, 1.0):
         record = records.prefill()
         record["crossovers"] = {"vertical_slash(30,800)": point}
         run(capsys, "plot", "times", written(record), "--out", tmp_path / "x.png")
+    assert [figure["content"][0][1].crossover for figure in figures] == [16384, 1024]
+
+
+def test_times_of_some_layers_say_so(
+    capsys: Capture, written: Written, tmp_path: Path, figures: list[dict[str, Any]]
+) -> None:
+    record = changed(records.prefill(), num_layers=2, whole_num_layers=32)
+    run(capsys, "plot", "times", written(record), "--out", tmp_path / "x.png")
+    _, title = figures[0]["content"]
+    assert title == f"Time of a prefill: {records.MODEL}, 2 of 32 layers, bfloat16"
 
 
 def test_retrieval_is_the_mean_of_the_samples(
@@ -192,7 +200,8 @@ def test_retrieval_is_the_mean_of_the_samples(
     assert lines.found[0][2] == 0.5
     assert lines.found[1][2] == 0
     assert str(lines.found[0][1]) == "nan"  # nobody asked there
-    assert (dense.text, lines.text) == ("92.9%", "75.0%")
+    assert dense.is_mean
+    assert lines.is_mean
 
 
 def test_scores_are_means_by_metric(
@@ -200,28 +209,62 @@ def test_scores_are_means_by_metric(
 ) -> None:
     path = written(records.evaluation())
     run(capsys, "plot", "scores", path, "--out", tmp_path / "x.png")
-    methods, rows, _ = figures[0]["content"]
+    methods, scores, _ = figures[0]["content"]
     assert methods == ["dense", "vertical_slash(30,800)", "a_shape(64,512)"]
-    assert [row.name for row in rows] == [
+    assert [of.name for of in scores] == [
         "niah (accuracy)",
         "tracking (accuracy)",
         "mean (accuracy)",
         "pg19 (perplexity)",
     ]
-    niah, tracking, mean, perplexity = rows
+    niah, tracking, mean, perplexity = scores
     assert niah.values == pytest.approx([1, 9 / 12, 9 / 12])
     assert tracking.values == pytest.approx([1, 1 / 2, 1 / 3])
     assert mean.values == pytest.approx([1, 5 / 8, 13 / 24])
     assert perplexity.values == [4, 5, 6]
-    assert [row.is_high_better for row in rows] == [True, True, True, False]
+    assert [of.is_high_better for of in scores] == [True, True, True, False]
     run(capsys, "plot", "scores", path, "--by", "length", "--out", tmp_path / "x.png")
-    _, rows, _ = figures[1]["content"]
-    assert [row.name for row in rows if "accuracy" in row.name] == [
-        "4096 (accuracy)",
-        "8192 (accuracy)",
+    _, scores, _ = figures[1]["content"]
+    assert [of.name for of in scores if "accuracy" in of.name] == [
+        "4K (accuracy)",
+        "8K (accuracy)",
         "mean (accuracy)",
     ]
-    assert rows[0].values == pytest.approx([1, 5.5 / 7, (5 + 1 / 3) / 7])
+    assert scores[0].values == pytest.approx([1, 5.5 / 7, (5 + 1 / 3) / 7])
+
+
+def test_methods_are_compared_by_what_all_were_asked(
+    capsys: Capture, written: Written, tmp_path: Path, figures: list[dict[str, Any]]
+) -> None:
+    """An evaluation that ended early: the second method has neither the longer prompts, which are
+    harder, nor the second task."""
+    rows = [
+        records.row(length=4096),
+        records.row(length=8192, score=0.0),
+        records.row(length=4096, task="tracking", score=0.5),
+        records.row(length=4096, method="top_k(3)"),
+    ]
+    path = written(changed(records.evaluation(), rows=rows))
+    run(capsys, "plot", "scores", path, "--out", tmp_path / "x.png")
+    run(capsys, "plot", "scores", path, "--by", "length", "--out", tmp_path / "x.png")
+    by_task, by_length = (
+        {of.name: list(map(str, of.values)) for of in figure["content"][1]} for figure in figures
+    )
+    assert by_task == {
+        "niah at 4K": ["1.0", "1.0"],
+        "tracking": ["0.5", "nan"],
+        "mean (accuracy)": ["0.75", "nan"],
+    }
+    assert by_length == {
+        "4K, niah": ["1.0", "1.0"],
+        "8K": ["0.0", "nan"],
+        "mean (accuracy)": ["0.5", "nan"],
+    }
+    rows[3]["length"] = 2048  # nothing in common
+    path = written(changed(records.evaluation(), rows=rows[:2] + rows[3:]))
+    run(capsys, "plot", "scores", path, "--out", tmp_path / "x.png")
+    (scores,) = figures[2]["content"][1]
+    assert (scores.name, scores.values) == ("niah, unequal lengths", [0.5, 1.0])
 
 
 def changed(record: dict[str, Any], **values: Any) -> dict[str, Any]:
@@ -335,9 +378,32 @@ def test_attention(capsys: Capture, tmp_path: Path) -> None:
     assert 0.5 < induction["recall_of_last_queries"] < 0.75
     for head in record["heads"]:
         numbers = (head["attended_share"], head["recall"], head["recall_of_last_queries"])
-        shares = [f"{number:.1%}" for number in numbers]
+        shares = [percent(number) for number in numbers]
         assert ["1", str(head["head"]), *shares] in [line.split() for line in text.split("\n")]
+    assert "attends every pair" not in text
     assert json.loads(run(capsys, *command, "--json", "-")) == record
+
+
+def test_attention_by_a_file_of_patterns(
+    capsys: Capture, tmp_path: Path, figures: list[dict[str, Any]]
+) -> None:
+    """Each map names the pattern of its head."""
+    path = tmp_path / "patterns.json"
+    layer = [HeadPattern.a_shape(16, 16 + head) for head in range(8)]
+    ModelPatterns([layer] * 2).save(path)
+    command = (*MAP, "--layer", 1, "--head", "3,5", "--out", tmp_path / "map.png")
+    run(capsys, *command, "--method", path)
+    maps = figures[0]["content"][0]
+    assert [head.pattern for head in maps] == ["a_shape(16,19)", "a_shape(16,21)"]
+
+
+@pytest.mark.usefixtures("figures")
+def test_attention_of_every_pair(capsys: Capture, tmp_path: Path) -> None:
+    """A picture of it shows nothing of the method, and the text says why."""
+    command = (*MAP, "--layer", 0, "--head", "1,3", "--out", tmp_path / "map.png")
+    text = run(capsys, *command, "--method", "vertical_slash(1000,6096)")
+    assert "vertical_slash(1000,6096) attends every pair of heads 1, 3 here" in text
+    assert "attends every pair" not in run(capsys, *command, "--method", "dense")
 
 
 def test_attention_of_a_method_of_its_own_way(capsys: Capture, tmp_path: Path) -> None:
@@ -412,7 +478,8 @@ def test_a_checkpoint_and_a_text(capsys: Capture, tmp_path: Path) -> None:
         (2, ("--layer", 0, "--head", 0, "--method", "stripes"), "'stripes' is no method"),
         (2, ("--layer", 0, "--head", 0, "--length", 63), "'63' is not a whole number >= 64"),
         (2, ("--layer", 0), "required: --head"),
-        (1, ("--layer", 0, "--head", 0, "--text", "x.txt"), "retrieval has no tokenizer"),
+        (2, ("--layer", 0, "--head", 0, "--text", "x.txt"), "--text: there is no file x.txt"),
+        (1, ("--layer", 0, "--head", 0, "--text", __file__), "retrieval has no tokenizer"),
         (1, ("--layer", 0, "--head", 0, "--model", "retrieval:x"), "hops must be a whole number"),
         (1, ("--layer", 0, "--head", 0, "--model", "/no/such"), "there is no folder /no/such"),
     ],

@@ -18,11 +18,11 @@ from minference_ext.benchmark.crossover import crossovers
 from minference_ext.benchmark.prefill import Row
 from minference_ext.benchmark.prompts import TEXT, prompt
 from minference_ext.benchmark.random_models import SHAPES, random_model
-from minference_ext.demo.measure import attention_functions
 from minference_ext.methods import Layer, LayerIndex, Method, parse_list
 from minference_ext.models import LoadedModel
 from minference_ext.patterns import PlanStats
 from minference_ext.testing import RetrievalSpec
+from minference_ext.transformers.temporary import attention_functions
 from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward

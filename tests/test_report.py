@@ -8,12 +8,15 @@ import re
 from collections.abc import Callable
 from copy import deepcopy
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from minference_ext import cli
 from minference_ext.report import html_page, read_record, section_of
+from minference_ext.report.pdf import _COLUMNS, _table_lines
+from minference_ext.report.records import EvaluationRecord
 from minference_ext.report.section import Picture, Section, Table
 
 from . import records
@@ -30,6 +33,20 @@ RECORDS: dict[str, dict[str, Any]] = {
     "observations": records.observations(),
 }
 _VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+def draw_small(target: Any) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (600, 300)).save(target, format="PNG")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small picture in place of all of them."""
+    drawn = BytesIO()
+    draw_small(drawn)
+    monkeypatch.setattr(Picture, "png", lambda _: drawn.getvalue())
 
 
 class Page(HTMLParser):
@@ -143,11 +160,12 @@ def test_text_is_escaped(html: str) -> None:
 
 def test_markup_in_every_text_of_a_section() -> None:
     bad = "\"><img src=x onerror='alert(1)'>&"
+
     section = Section(
         title=bad,
         conclusion=[bad],
         facts=[(bad, bad)],
-        pictures=[Picture(bad, PNG + bytes(8) + bytes([0, 0, 3, 0, 0, 0, 3, 0]))],
+        pictures=[Picture(bad, draw_small)],
         tables=[Table(bad, (bad, bad), [(bad, bad)], 1, bad)],
     )
     page = Page(html_page([section, section], bad))
@@ -212,27 +230,48 @@ def test_evaluation(sections: dict[str, Section]) -> None:
     section = sections["evaluation"]
     accuracy, perplexity = section.conclusion
     assert accuracy == (
-        "accuracy, mean over 2 tasks: dense 1; vertical_slash(30,800) 0.625 (62% of it); "
+        "accuracy, mean over 2 tasks: dense 1. Lower: vertical_slash(30,800) 0.625 (62% of it), "
         "a_shape(64,512) 0.542 (54% of it)."
     )
     assert perplexity == (
-        "perplexity, of pg19: dense 4; vertical_slash(30,800) 5 (125% of it); a_shape(64,512) 6 "
-        "(150% of it)."
+        "perplexity, of pg19: dense 4. Higher: vertical_slash(30,800) 5 (125% of it), "
+        "a_shape(64,512) 6 (150% of it)."
     )
     assert [picture.caption for picture in section.pictures] == [
         "Scores by task",
-        "Scores by length of the prompt",
+        "Scores by length",
         "niah: found by depth and length of the prompt",
     ]
     assert facts(section)["lengths"] == "4096 tokens, 8192 tokens"
-    scores = {row[0]: row[1:] for row in table(section, "Scores by task").rows}
-    assert scores["tracking (accuracy)"] == ("1", "0.5", "0.333")
-    cost = table(section, "Cost").rows
-    assert cost[0] == ("dense", "16", "0.5", "-")
-    assert cost[1] == ("vertical_slash(30,800)", "16", "0.5", "25.0%")
+    scores = table(section, "Scores by task")
+    assert scores.head[2] == "tracking (accuracy)"
+    assert [row[2] for row in scores.rows] == ["1", "0.5", "0.333"]
+    cost = table(section, "Cost")
+    assert cost.head[2:] == ("s, 4K", "computed, 4K", "s, 8K", "computed, 8K")
+    assert cost.rows[0] == ("dense", "16", "0.5", "-", "0.5", "-")
+    assert cost.rows[1] == ("vertical_slash(30,800)", "16", *("0.5", "25.0%") * 2)
     wrong = table(section, "Wrong answers")
-    assert wrong.note == "10 of 10 answers with a score below 1, the lowest first"
+    assert wrong.note == "10 of 10 answers with a score below 1, the lowest of each method first"
     assert wrong.rows[0][3] == "<script>alert(1)</script> $x$"
+    assert [row[1][0] for row in wrong.rows[:4]] == ["v", "a", "v", "a"]  # methods take turns
+
+
+def test_which_method_does_as_well_with_the_least(tmp_path: Path) -> None:
+    shares = {"dense": 1.0, "a_shape(1,2)": 0.5, "top_k(3)": 0.25, "tri_shape": 0.125}
+    rows = [
+        records.row(method=method, score=0.5 if method == "tri_shape" else 1.0, computed_share=of)
+        for method, of in shares.items()
+    ]
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**RECORDS["evaluation"], "rows": rows}))
+    scores, least = section_of(read_record(path)).conclusion
+    assert scores == (
+        "accuracy, of niah: dense 1. No lower: a_shape(1,2), top_k(3). Lower: tri_shape 0.5 (50% "
+        "of it)."
+    )
+    assert least == (
+        "Of those that are no lower than dense, top_k(3) computes the fewest pairs: 25.0%."
+    )
 
 
 def test_an_evaluation_of_one_method_all_right(tmp_path: Path) -> None:
@@ -249,8 +288,8 @@ def test_prefill(sections: dict[str, Section]) -> None:
     section = sections["prefill"]
     (sentence,) = section.conclusion
     assert sentence == (
-        "vertical_slash(30,800) takes 8 s for 16K tokens, 2.00 times as fast as PyTorch's "
-        "attention; it is faster than dense attention from 8192 tokens on."
+        "vertical_slash(30,800) takes 8 s for 16K tokens, 2.00 times as fast as a prefill with "
+        "PyTorch's attention; it is faster than a dense one from 8192 tokens on."
     )
     assert len(section.pictures) == 2
     times = table(section, "Times")
@@ -265,9 +304,9 @@ def test_prefill(sections: dict[str, Section]) -> None:
 @pytest.mark.parametrize(
     ("point", "words"),
     [
-        (None, "; it is not faster than dense attention there."),
-        (1024.0, "; it is faster at all lengths."),
-        (4000.4, "; it is faster than dense attention from 4000 tokens on."),
+        (None, "; it is not faster than a dense one there."),
+        (1024.0, "; it is faster than a dense one at all lengths."),
+        (4000.4, "; it is faster than a dense one from 4000 tokens on."),
     ],
 )
 def test_conclusions_of_times(tmp_path: Path, point: float | None, words: str) -> None:
@@ -283,6 +322,16 @@ def test_conclusions_of_times(tmp_path: Path, point: float | None, words: str) -
     assert section_of(read_record(path)).conclusion == ["Dense attention alone was timed."]
 
 
+def test_a_benchmark_of_a_part(tmp_path: Path) -> None:
+    """Some layers of a model, and fewer lengths than were asked for."""
+    record = {**records.prefill(), "num_layers": 2, "whole_num_layers": 32, "is_complete": False}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    section = section_of(read_record(path))
+    assert section.title == f"Prefill: {records.MODEL}, 2 of 32 layers"
+    assert section.conclusion[-1] == "The benchmark ended early, behind 16K tokens."
+
+
 def test_attention(sections: dict[str, Section]) -> None:
     section = sections["attention"]
     (sentence,) = section.conclusion
@@ -290,7 +339,7 @@ def test_attention(sections: dict[str, Section]) -> None:
         "a_shape(16,64) takes 4.1 ms for 2K tokens, 1.00 times as fast as PyTorch's attention; it "
         "is not faster than dense attention there."
     )
-    assert "model" not in facts(section)
+    assert facts(section)["subject"].startswith("one layer: 8 query heads")
 
 
 def test_observations(sections: dict[str, Section]) -> None:
@@ -385,6 +434,10 @@ def spoiled(name: str, change: Callable[[dict[str, Any]], object]) -> dict[str, 
             spoiled("prefill", lambda r: r["crossovers"].update(x="soon")),
             "crossovers['x']: found \"soon\"; it must be a number",
         ),
+        (
+            spoiled("prefill", lambda r: r.update(is_complete=1)),
+            "is_complete: found 1; it must be true or false",
+        ),
         (spoiled("attention", lambda r: r["shape"].pop("head_dim")), "'head_dim' is missing"),
         (
             spoiled("observations", lambda r: r["columns"].insert(0, 0)),
@@ -414,8 +467,12 @@ def test_records_may_have_more(tmp_path: Path, files: dict[str, Path]) -> None:
     record["rows"][0].pop("depth")  # null and missing are the same
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record))
-    found = read_record(path)
-    assert found.model == read_record(files["evaluation"]).model == records.MODEL
+    found, whole = read_record(path), read_record(files["evaluation"])
+    assert isinstance(found, EvaluationRecord)
+    assert isinstance(whole, EvaluationRecord)
+    assert found.model == whole.model == records.MODEL
+    assert found.rows[1:] == whole.rows[1:]
+    assert found.rows[0].depth is None
 
 
 def test_text_that_is_no_text(capsys: Capture, tmp_path: Path) -> None:
@@ -431,7 +488,7 @@ def test_text_that_is_no_text(capsys: Capture, tmp_path: Path) -> None:
         assert run(capsys, path, "--out", tmp_path / name)[0] == 0
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.texts["h2"] == ["Evaluation: ?"]
-    assert "perplexity, of text: dense inf; ? 4." in page.texts["p"]
+    assert "perplexity, of text: dense inf. No higher: ? 4." in page.texts["p"]
 
 
 # ---- The command ---------------------------------------------------------------------------------
@@ -455,6 +512,7 @@ def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_html_file(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -464,10 +522,23 @@ def test_html_file(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> N
     assert list(folder.iterdir()) == [report]
     page = Page(report.read_text(encoding="utf-8"))
     assert page.texts["h1"] == ["Sparse prefill: Prefill, Observations"]
-    run(capsys, files["prefill"], "--out", report, "--title", "My <title>")
-    assert Page(report.read_text(encoding="utf-8")).texts["title"] == ["My <title>"]
+    assert str(files["prefill"]) in page.texts["td"]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_two_records_of_one_kind(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
+    """Their titles say which is which."""
+    report, copy = tmp_path / "report.html", tmp_path / "copy.json"
+    copy.write_bytes(files["attention"].read_bytes())
+    run(capsys, files["attention"], copy, "--out", report, "--title", "My <title>")
+    page = Page(report.read_text(encoding="utf-8"))
+    assert page.texts["title"] == ["My <title>"]
+    first, second = page.texts["h2"]
+    assert first.endswith(f"head_dim 128 ({files['attention']})")
+    assert second.endswith(f"head_dim 128 ({copy})")
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_pdf_file(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> None:
     """A page or more of text, and one of each picture."""
     report = tmp_path / "report.pdf"
@@ -479,6 +550,24 @@ def test_pdf_file(capsys: Capture, tmp_path: Path, files: dict[str, Path]) -> No
     pages = len(re.findall(rb"/Type /Page\b", data))
     assert pages >= 2 + 4
     assert len(re.findall(rb"/Subtype /Image", data)) >= 4
+
+
+def test_tables_that_are_wider_than_a_page() -> None:
+    """Words go on below, numbers stand in tables of their own; no line is cut."""
+    words = ("method", "a long answer " * 20)
+    numbers = [f"column {number} of many" for number in range(12)]
+    lines = _table_lines([(*words, *numbers), ("dense", "yes\nno", *map(str, range(12)))], 2)
+    assert max(map(len, lines)) <= _COLUMNS
+    text = "\n".join(lines)
+    assert all(text.count(f"column {number} of many") == 1 for number in range(12))
+    parts = text.split("\n\n")
+    assert len(parts) > 1
+    for part in parts:
+        assert part.startswith("method")
+        assert part.count("a long answer") >= 1
+        assert "dense" in part
+        assert "yes no" in part
+    assert _table_lines([("a", "1"), ("bb", "22")], 1) == ["a    1", "bb  22"]
 
 
 def test_what_fails(

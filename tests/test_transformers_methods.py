@@ -3,8 +3,10 @@ v, however prompts are padded, cut into chunks or followed by decoding."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +27,7 @@ from minference_ext.methods import (
     parse,
     stats_of_heads,
 )
+from minference_ext.methods.shapes import Dense
 from minference_ext.testing import build_retrieval_model, needles_at_depths, retrieved
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -309,6 +312,46 @@ def test_hooks_go_with_the_method_that_needs_them() -> None:
         integration.configure(model, others)
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in modules)
         assert torch.equal(logits(model, ids), logits(configured(others), ids))
+
+
+def test_configured_models_can_be_copied_and_pickled() -> None:
+    """Copies run what the model runs, and are configured apart from it."""
+    ids = tokens(1, 270)
+    for text in (INFLLM, "static(40,101)"):
+        model = configured(parse(text))
+        expected = logits(model, ids)
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(logits(copied, ids), expected), text
+            integration.configure(copied, NARROW)
+            assert not any(layer.self_attn._forward_pre_hooks for layer in copied.model.layers)
+            assert torch.equal(logits(copied, ids), logits(configured(NARROW), ids))
+        assert torch.equal(logits(model, ids), expected), text
+
+
+def test_one_prompt_is_attended_in_place() -> None:
+    """A second output of a layer would be the largest tensor of a long prefill."""
+    outputs: list[Tensor] = []
+
+    class Watched(Dense):
+        def attend(self, layer: Layer) -> tuple[Tensor, Tensor]:
+            found = super().attend(layer)
+            outputs.append(found[0])
+            return found
+
+    model = configured(Watched())
+    q = torch.randn(1, HEADS, 70, 32)
+    k = torch.randn(1, HEADS // 2, 70, 32)
+    module = model.model.layers[0].self_attn
+    out, _ = integration.attention(module, q, k, k, None)
+    assert out.data_ptr() == outputs[0].data_ptr()
+
+
+@pytest.mark.parametrize("text", ["xattention", "vertical_slash(30,800)"])
+def test_text_of_a_method_is_not_taken_for_a_file(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no file but a method: pass .*methods\.parse\('"):
+        configured(text)
+    with pytest.raises(FileNotFoundError, match=r"'no_method' must be a file"):
+        configured("no_method")
 
 
 def test_memory_is_the_methods() -> None:

@@ -378,6 +378,12 @@ def test_original_entry_point_of_methods(
     assert torch.equal(logits(model, ids), logits(expected, ids))
 
 
+def test_original_entry_point_gives_each_model_a_memory() -> None:
+    entry = MInference("static")
+    methods = [settings_of(entry(tiny()).model.layers[0].self_attn).methods for _ in range(2)]
+    assert methods[0] != methods[1]
+
+
 def test_original_entry_point_with_a_pattern_file(tmp_path: Path) -> None:
     path, ids = tmp_path / "best_pattern.json", tokens(1, 300)
     ModelPatterns([[NARROW] * HEADS] * LAYERS).save(path, format="upstream")

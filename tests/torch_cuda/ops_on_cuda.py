@@ -20,7 +20,8 @@ import minference_ext as mi
 import minference_ext.transformers as integration
 import pytest
 import torch
-from minference_ext.attended import attended_mask
+from minference_ext.methods import Layer, LayerIndex
+from minference_ext.observations.attended import AttendedPairs
 from minference_ext.patterns import flatten
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -343,17 +344,19 @@ def check_conversion() -> None:
     print("convert_vertical_slash_indexes: as on the CPU")
 
 
-def check_attended_masks() -> None:
-    case = Case("regular", "", "", PATTERNS["vs"][:1], 200, 230, 1, 1, 1, dtype=BF16)
+def check_attended_pairs() -> None:
+    case = Case("regular", "", "", PATTERNS["vs"][:1], 330, 330, 1, 1, 1, dtype=BF16)
     solution = check.solve(case)
-    q, k = solution.q[0, 0], solution.k[0, 0]
-    cuda_q, cuda_k = on_cuda(q, k)
+    layer = Layer(solution.q, solution.k, solution.k)
+    cuda_q, cuda_k = on_cuda(solution.q, solution.k)
+    on_gpu = Layer(cuda_q, cuda_k, cuda_k)
     vertical_slash = mi.HeadPattern.vertical_slash(40, 105)
     for pattern in (vertical_slash, mi.HeadPattern.a_shape(3, 70), mi.HeadPattern.block_sparse(2)):
-        mask = attended_mask(cuda_q, cuda_k, pattern)
+        index = LayerIndex((pattern,), dense_fallback=False)
+        mask = AttendedPairs(on_gpu, index, 0).strip(0, 330)
         assert mask.is_cuda
-        assert torch.equal(mask.cpu(), attended_mask(q, k, pattern))
-    print("attended_mask: as on the CPU")
+        assert torch.equal(mask.cpu(), AttendedPairs(layer, index, 0).strip(0, 330))
+    print("attended pairs: as on the CPU")
 
 
 # ---- Transformers --------------------------------------------------------------------------------
@@ -523,7 +526,7 @@ with Calls() as calls, torch.no_grad():
         check_plan_stats(dtype)
     check_attention_kernel()
     check_conversion()
-    check_attended_masks()
+    check_attended_pairs()
     check_attention_function()
     check_model()
 with torch.enable_grad():

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minference_ext.demo.measure import attention_functions
 from minference_ext.methods import Layer, LayerIndex, Method
 from minference_ext.ops import predict
 from minference_ext.vs_index import estimate_vs_index
@@ -60,6 +59,7 @@ def measure(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from minference_ext.transformers import NAME, attention, configure
+    from minference_ext.transformers.temporary import attention_functions
 
     clock = _Clock(model.device)
     functions: dict[str, Callable[..., Any]] = {"sdpa": clock.around(sdpa_attention_forward)}

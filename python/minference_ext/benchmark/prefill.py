@@ -71,11 +71,13 @@ def measure(
     Raises:
         ValueError: a length below MIN_LENGTH, or a method that is not for this model.
     """
+    from minference_ext.transformers.temporary import attention_kept
+
     if min(lengths, default=MIN_LENGTH) < MIN_LENGTH:
         raise ValueError(f"lengths has {min(lengths)}; a prefill has at least {MIN_LENGTH} tokens")
     contenders: dict[str, Method | None] = {SDPA: None}
     contenders |= {str(method): method for method in methods}
-    with _attention_kept(model):
+    with attention_kept(model):
         for length in lengths:
             if begin is not None:
                 begin(f"{length} tokens")
@@ -94,23 +96,12 @@ def prefill(model: PreTrainedModel, ids: Tensor) -> None:
 def attend_by(model: PreTrainedModel, method: Method | None) -> None:
     """Sets what the model attends by; None: PyTorch's attention."""
     from minference_ext.transformers import configure
+    from minference_ext.transformers.temporary import set_attention
 
     if method is None:
-        model.set_attn_implementation("sdpa")
+        set_attention(model, "sdpa")
     else:
         configure(model, method)
-
-
-@contextmanager
-def _attention_kept(model: PreTrainedModel) -> Iterator[None]:
-    from minference_ext.transformers import configure
-
-    before = model.config._attn_implementation
-    try:
-        yield
-    finally:
-        configure(model)  # lets go of the methods, and of their hooks
-        model.set_attn_implementation(before)
 
 
 @contextmanager

@@ -26,13 +26,13 @@ from minference_ext.command_line import (
 )
 from minference_ext.methods import Method, parse
 from minference_ext.model_patterns import ModelPatterns
-from minference_ext.models import LoadedModel, add_model_arguments, model_from
+from minference_ext.models import LoadedModel, add_model_arguments, model_from, warn_of_length
 from minference_ext.observations import observe, observed_maps
 from minference_ext.observations.measure import column_counts
 from minference_ext.observations.prefill import MIN_LENGTH
 from minference_ext.observations.prompts import prompts
 from minference_ext.plots.attention_maps import AttentionMap
-from minference_ext.plots.canvas import shortened
+from minference_ext.plots.canvas import percent, shortened
 from minference_ext.report import pictures
 from minference_ext.report.observations import observation_sentences
 from minference_ext.report.records import (
@@ -47,9 +47,10 @@ from minference_ext.report.records import (
     read_record,
 )
 from minference_ext.report.section import model_title
+from minference_ext.report.times import times_title
 
 _LENGTH = 4096
-_METHOD = "vertical_slash(1000,6096)"
+_METHOD = "vertical_slash(500,100)"  # leaves pairs out at this length
 _CELLS = {1: 512, 2: 384, 3: 256}  # per side of a map, by maps in a row
 _PICTURE = "FILE.png"
 _Execute = Callable[[Parser, argparse.Namespace], int]
@@ -194,14 +195,14 @@ def _add_file_subjects(subjects: argparse._SubParsersAction[Parser]) -> None:
         _scores,
     )
     scores.add_argument(
-        "--by", choices=("task", "length"), default="task", help="rows (default: task)"
+        "--by", choices=("task", "length"), default="task", help="columns (default: task)"
     )
 
 
 def _add_prompt_arguments(parser: Parser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="UTF-8 (default: generated prompts)"
+        "--text", type=_text_file, metavar="FILE", help="UTF-8 (default: generated prompts)"
     )
     parser.add_argument(
         "--length",
@@ -242,6 +243,13 @@ def _add_observations(subjects: argparse._SubParsersAction[Parser]) -> None:
     _add_prompt_arguments(parser)
 
 
+def _text_file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {path}")
+    return path
+
+
 def _heads(text: str) -> list[int]:
     return list(dict.fromkeys(at_least(0)(item) for item in text.split(",")))
 
@@ -267,14 +275,14 @@ def _attention(parser: Parser, arguments: argparse.Namespace) -> int:
         ):
             if found >= count:
                 parser.error(f"{name}: found {found}; {loaded.name} has 0..{count - 1}")
+        warn_of_length(loaded, arguments.length)
         try:
             (prompt,) = prompts(loaded, arguments.length, 1, arguments.text, arguments.seed)
             maps = observed_maps(
                 loaded.model,
                 prompt.input_ids,
                 arguments.layer,
-                heads,
-                arguments.method,
+                dict.fromkeys(heads, arguments.method),
                 cells=_CELLS.get(len(heads), 256),
                 num_last=prompt.num_last,
                 roles=_roles(loaded, arguments.layer),
@@ -283,8 +291,7 @@ def _attention(parser: Parser, arguments: argparse.Namespace) -> int:
             raise Failure(str(error)) from error
     if arguments.json != STDOUT:
         print(f"{loaded.name}, {prompt.name}: {arguments.length} tokens\n\n{_maps_text(maps)}")
-        if any(head.attended_share is None for head in maps):
-            print(f"\n{arguments.method} attends in a way of its own: attention alone is drawn.")
+        print(_remark(maps, arguments.method), end="")
     title = f"{model_title('Attention of', loaded.name)}: {arguments.length} tokens"
     plots.draw_attention_maps(arguments.out, maps, arguments.length, title, last=prompt.last)
     _say(arguments)
@@ -329,8 +336,24 @@ def _maps_text(maps: list[AttentionMap]) -> str:
     return table([head, *rows], num_left=0)
 
 
+def _remark(maps: list[AttentionMap], method: Method) -> str:
+    """What a picture leaves open, or shows nothing of."""
+    if any(head.attended_share is None for head in maps):
+        return f"\n{method} attends in a way of its own: attention alone is drawn.\n"
+    whole = [
+        str(head.head) for head in maps if head.attended_share == 1.0 and head.pattern != "dense"
+    ]
+    if not whole:
+        return ""
+    heads = f"head{'s' if len(whole) > 1 else ''} {', '.join(whole)}"
+    return (
+        f"\n{method} attends every pair of {heads} here, as dense attention does: a longer "
+        "--length or smaller sizes leave some out.\n"
+    )
+
+
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    return "-" if value is None else percent(value)
 
 
 def _kept(head: AttentionMap) -> tuple[float | None, float | None]:
@@ -341,6 +364,7 @@ def _kept(head: AttentionMap) -> tuple[float | None, float | None]:
 def _observations(parser: Parser, arguments: argparse.Namespace) -> int:
     with threads(arguments.threads):
         loaded = model_from(arguments)
+        warn_of_length(loaded, arguments.length)
         try:
             first, other = prompts(loaded, arguments.length, 2, arguments.text, arguments.seed)
             heads = observe(
@@ -392,9 +416,8 @@ def _density(parser: Parser, arguments: argparse.Namespace) -> int:
 
 def _times(parser: Parser, arguments: argparse.Namespace) -> int:
     record: TimesRecord = _read(arguments, (PrefillRecord, AttentionRecord))
-    subject = "a prefill:" if isinstance(record, PrefillRecord) else "attention in"
-    title = f"{model_title(f'Time of {subject}', record.model)}, {record.dtype}"
-    plots.draw_times(arguments.out, pictures.curves(record), title)
+    curves = pictures.curves(record.rows, record.crossovers)
+    plots.draw_times(arguments.out, curves, times_title(record))
     return _say(arguments)
 
 
@@ -404,8 +427,7 @@ def _breakdown(parser: Parser, arguments: argparse.Namespace) -> int:
         spent = pictures.spent(record)
     except ValueError as error:
         raise Failure(f"{arguments.file}, {error}") from error
-    title = f"{model_title('Time of a prefill:', record.model)}, {record.dtype}"
-    plots.draw_breakdown(arguments.out, spent, title)
+    plots.draw_breakdown(arguments.out, spent, times_title(record))
     return _say(arguments)
 
 
@@ -423,8 +445,8 @@ def _retrieval(parser: Parser, arguments: argparse.Namespace) -> int:
 def _scores(parser: Parser, arguments: argparse.Namespace) -> int:
     record: EvaluationRecord = _read(arguments, (EvaluationRecord,))
     title = f"{model_title('Scores of', record.model)} by {arguments.by}"
-    rows = pictures.score_rows(record, arguments.by)
-    plots.draw_scores(arguments.out, pictures.methods_of(record), rows, title)
+    scores = pictures.flat(pictures.scores_of(record, arguments.by))
+    plots.draw_scores(arguments.out, pictures.methods_of(record), scores, title)
     return _say(arguments)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from minference_ext.command_line import Failure, Parser, output_file
 from minference_ext.plots.canvas import MISSING, is_available
 from minference_ext.report import html_page, read_record, section_of, write_pdf
+from minference_ext.report.records import Record
 from minference_ext.report.section import Section
 
 EPILOG = """Reads what minference search writes beside its patterns (patterns.search.json), what
@@ -47,9 +50,10 @@ def _report_file(text: str) -> Path:
 
 def _report(arguments: argparse.Namespace) -> int:
     try:
-        sections = [section_of(read_record(path)) for path in arguments.files]
+        records = [read_record(path) for path in arguments.files]
     except ValueError as error:
         raise Failure(str(error)) from error
+    sections = _sections(arguments.files, records)
     title = arguments.title or _title(sections)
     if arguments.out.suffix == ".pdf":
         write_pdf(arguments.out, sections, title)
@@ -57,6 +61,20 @@ def _report(arguments: argparse.Namespace) -> int:
         arguments.out.write_text(html_page(sections, title), encoding="utf-8")
     print(f"Report: {arguments.out}")
     return 0
+
+
+def _sections(paths: list[Path], records: list[Record]) -> list[Section]:
+    """Each says which file it is of; where titles are the same, in the title."""
+    sections = [section_of(record) for record in records]
+    count = Counter(section.title for section in sections)
+    return [
+        replace(
+            section,
+            title=f"{section.title} ({path})" if count[section.title] > 1 else section.title,
+            facts=[("file", str(path)), *section.facts],
+        )
+        for path, section in zip(paths, sections, strict=True)
+    ]
 
 
 def _title(sections: list[Section]) -> str:

@@ -1,20 +1,14 @@
-"""What the heads of the retrieval model attend, and what their patterns compute of it."""
+"""What the heads of the retrieval model attend, and what their patterns keep of it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from minference_ext.attended import attended_mask
-from minference_ext.pattern_text import pattern_text
+from minference_ext.methods import of_pattern
+from minference_ext.observations import observed_maps
 from minference_ext.patterns import HeadPattern
-from minference_ext.plots.attention_maps import AttentionMap, attention_map
-
-from .measure import attention_functions
+from minference_ext.plots.attention_maps import AttentionMap
 
 if TYPE_CHECKING:  # it needs transformers
     from transformers import LlamaForCausalLM
@@ -27,58 +21,22 @@ def head_maps(
     prompt: RetrievalPrompt,
     patterns: Sequence[Sequence[HeadPattern]],
     roles: Sequence[Sequence[str]],
-    blocks: int = 256,
+    cells: int = 256,
 ) -> list[AttentionMap]:
-    """Maps of all heads, layer by layer, from one dense prefill of the prompt.
+    """Maps of all heads, layer by layer.
 
-    Memory: some matrices [length, length] in float32.
-
-    patterns, roles: [num_layers][num_heads]. blocks: per side of a map, at most.
+    patterns, roles: [num_layers][num_heads]. cells: per side of a map, at most.
     """
+    length = prompt.input_ids.shape[1]
     maps = []
-    for layer, (query, key) in enumerate(_queries_and_keys(model, prompt)):
-        length, group = query.shape[2], query.shape[1] // key.shape[1]
-        for head, (pattern, role) in enumerate(zip(patterns[layer], roles[layer], strict=True)):
-            q, k = query[0, head], key[0, head // group]
-            maps.append(
-                attention_map(
-                    layer,
-                    head,
-                    role.replace("_", " "),
-                    pattern_text(pattern),
-                    probabilities(q, k),
-                    attended_mask(q, k, pattern),
-                    blocks=min(blocks, length),
-                    num_last=length - prompt.answer_positions[0] + 1,
-                )
-            )
+    for layer, of_layer in enumerate(patterns):
+        maps += observed_maps(
+            model,
+            prompt.input_ids,
+            layer,
+            {head: of_pattern(pattern) for head, pattern in enumerate(of_layer)},
+            cells=cells,
+            num_last=length - prompt.answer_positions[0] + 1,
+            roles=roles[layer],
+        )
     return maps
-
-
-def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """float32 [length, length] of dense causal attention; q and k [length, head_dim]."""
-    scores = (q.float() @ k.float().T) / math.sqrt(q.shape[1])
-    future = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    return scores.masked_fill_(future, -math.inf).softmax(dim=-1)
-
-
-def _queries_and_keys(
-    model: LlamaForCausalLM, prompt: RetrievalPrompt
-) -> list[tuple[Tensor, Tensor]]:
-    """Of each layer, after RoPE: [1, heads, length, head_dim], [1, kv heads, length, head_dim]."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    from minference_ext.testing import answer_logits
-
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def record(
-        module: torch.nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        seen.append((query, key))
-        return sdpa_attention_forward(module, query, key, *args, **kwargs)
-
-    model.set_attn_implementation("sdpa")
-    with attention_functions({"sdpa": record}):
-        answer_logits(model, prompt)
-    return seen

@@ -56,22 +56,6 @@ class Result:
         }
 
 
-@contextmanager
-def attention_functions(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Within it, Transformers finds these functions under these names."""
-    from transformers import AttentionInterface
-
-    interface = AttentionInterface()
-    before = {name: interface[name] for name in functions}
-    try:
-        for name, function in functions.items():
-            AttentionInterface.register(name, function)
-        yield
-    finally:
-        for name, function in before.items():
-            AttentionInterface.register(name, function)
-
-
 class _Clock:
     """Adds up the time spent in attention functions of Transformers."""
 
@@ -150,6 +134,7 @@ def measure(
 
     from minference_ext import transformers as minference_transformers
     from minference_ext.testing import answer_logits, retrieved
+    from minference_ext.transformers.temporary import attention_functions
 
     def select(patterns: Patterns | None) -> None:
         if patterns is None:

@@ -48,12 +48,12 @@ def save_pictures(
     """Draws all, and returns each file with what it shows."""
     files = {
         folder / "retrieval.png": "needles found, by length of the prompt and depth",
-        folder / "attention_roles.png": "where a head of each role looks, and what is computed",
+        folder / "attention_roles.png": "where a head of each role looks, and what is attended",
         folder / "attention_maps.png": "the same of all heads",
         folder / "attention_time.png": "time of attention by length, and where sparse is faster",
     }
     retrieval, roles, all_heads, times = files
-    title = f"Where heads look, and what their patterns compute of it: {map_length} tokens"
+    title = f"Where heads look, and what their patterns attend of it: {map_length} tokens"
     one_per_role = {head.role: head for head in reversed(maps)}
     draw_retrieval(
         retrieval, _retrievals(by_length, depths), "Ten needles per prompt: which are found"

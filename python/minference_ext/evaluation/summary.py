@@ -131,6 +131,7 @@ def needle_maps(rows: Sequence[Row], task: str = "niah") -> list[Retrieval]:
             lengths,
             depths,
             [[mean(method, length, depth) for depth in depths] for length in lengths],
+            is_mean=any(len(scores) > 1 for scores in cells.values()),
         )
         for method in dict.fromkeys(row.method for row in of_task)
     ]

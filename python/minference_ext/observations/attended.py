@@ -8,7 +8,7 @@ an element then has one bit for each key.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ def has_index(method: Method) -> bool:
     return type(method).attend is Method.attend
 
 
+@dataclass(frozen=True)
 class _Piece:
-    """Queries that attend by the same lists; `index` has one head, without lists to estimate."""
+    """Queries that attend by the same lists."""
 
-    def __init__(self, first: int, end: int, index: LayerIndex) -> None:
-        self.first, self.end, self.index = first, end, index
+    first: int
+    end: int
+    index: LayerIndex | None  #: of one head, without lists to estimate; None: all keys up to them
 
 
 class AttendedPairs:
@@ -43,23 +45,29 @@ class AttendedPairs:
     Keys are looked up in groups, as many as one call of attention tells apart; the latest group is
     kept, so strips of ascending keys cost one call for each.
 
-    layer: of a whole prompt. Its tensors are moved to the CPU.
+    layer: of a whole prompt.
     index: as the method gave it for all heads of the layer.
     """
 
     def __init__(self, layer: Layer, index: LayerIndex, head: int) -> None:
-        group = layer.num_heads // layer.k.shape[1]
-        self._q = layer.q[:, head : head + 1].cpu()  # [1, 1, length, head_dim]
-        self._k = layer.k[:, head // group : head // group + 1].cpu()
+        kv_head = head // layer.group
+        self._q = layer.q[:, head : head + 1]  # [1, 1, length, head_dim]
+        self._k = layer.k[:, kv_head : kv_head + 1]
         self._pieces = _pieces(self._q, self._k, _of_head(index, head), layer.scale)
         self._bits = _BITS[self._k.dtype]
         self._group_keys = self._bits * self._k.shape[-1]
         self._latest: tuple[int, list[Tensor]] = (-1, [])
 
     def strip(self, first: int, end: int) -> Tensor:
-        """bool `[length - first, end - first]`: which of the keys first .. end - 1 the queries from
-        `first` on attend."""
-        mask = torch.zeros(self._q.shape[2] - first, end - first, dtype=torch.bool)
+        """bool `[length - first, end - first]` on the layer's device: which of the keys first ..
+        end - 1 the queries from `first` on attend."""
+        size = (self._q.shape[2] - first, end - first)
+        mask = torch.zeros(size, dtype=torch.bool, device=self._q.device)
+        for piece in self._pieces:
+            if piece.index is None and piece.end > first:
+                row = max(first, piece.first)
+                own = mask[row - first : piece.end - first, : piece.end - first]
+                own.fill_(True).tril_(row - first)
         for group in range(first // self._group_keys, (end - 1) // self._group_keys + 1):
             first_key = group * self._group_keys
             for piece, sums in zip(self._pieces, self._sums(group), strict=True):
@@ -68,19 +76,19 @@ class AttendedPairs:
                 row = max(first, piece.end - len(sums))  # the first query that counts
                 if row >= piece.end or begin >= stop:
                     continue
-                element, bit = self._place(torch.arange(begin, stop))
-                own = (sums[row - piece.end :, element] >> bit) & 1
-                mask[row - first : piece.end - first, begin - first : stop - first] = own == 1
+                element, bit = self._place(begin, stop)
+                own = sums[row - piece.end :, element].bitwise_right_shift_(bit).bitwise_and_(1)
+                mask[row - first : piece.end - first, begin - first : stop - first] = own
         return mask
 
-    def _place(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The element of the output that tells of each key, and the bit of it."""
-        within = keys % self._group_keys
+    def _place(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """The element of the output that tells of each key begin .. end - 1, and the bit of it."""
+        within = torch.arange(begin, end, device=self._q.device) % self._group_keys
         return within // self._bits, within % self._bits
 
     def _sums(self, group: int) -> list[Tensor]:
         """int32 `[queries, head_dim]` of each piece: a bit for each key of the group; queries are
-        the last ones of the piece, those that may attend one."""
+        the last ones of the piece, those that may attend one, and none where no lists say it."""
         if self._latest[0] != group:
             self._latest = (group, [self._attend(piece, group) for piece in self._pieces])
         return self._latest[1]
@@ -89,14 +97,14 @@ class AttendedPairs:
         """Queries of the piece, in whole row blocks, and keys up to its last: a call of its own."""
         first = group * self._group_keys
         begin = max(piece.first, first // _ROW_BLOCK * _ROW_BLOCK)
-        if begin >= piece.end:
-            return torch.empty((0, self._k.shape[-1]), dtype=torch.int32)
-        q, k = self._q[:, :, begin : piece.end], self._k[:, :, : piece.end]
-        keys = torch.arange(first, min(piece.end, first + self._group_keys))
-        element, bit = self._place(keys)
-        v = torch.zeros_like(k)
-        v[0, 0, keys, element] = (2.0**bit).to(v.dtype)
         index = piece.index
+        if index is None or begin >= piece.end:
+            return self._q.new_empty((0, self._k.shape[-1]), dtype=torch.int32)
+        q, k = self._q[:, :, begin : piece.end], self._k[:, :, : piece.end]
+        end = min(piece.end, first + self._group_keys)
+        element, bit = self._place(first, end)
+        v = torch.zeros_like(k)
+        v[0, 0, torch.arange(first, end, device=v.device), element] = (2.0**bit).to(v.dtype)
         if index.block_idx is not None:
             row_blocks = index.block_idx[:, :, (begin - piece.first) // _ROW_BLOCK :]
             index = replace(index, block_idx=row_blocks)
@@ -106,10 +114,8 @@ class AttendedPairs:
 
 
 def _of_head(index: LayerIndex, head: int) -> LayerIndex:
-    """One head of an index, its lists on the CPU."""
-
     def of_head(lists: Tensor | None) -> Tensor | None:
-        return None if lists is None else lists[:, head : head + 1].cpu()
+        return None if lists is None else lists[:, head : head + 1]
 
     return replace(
         index,
@@ -121,14 +127,13 @@ def _of_head(index: LayerIndex, head: int) -> LayerIndex:
 
 
 def _pieces(q: Tensor, k: Tensor, index: LayerIndex, scale: float) -> list[_Piece]:
-    """Queries from the first to the last, with dense attention or lists in place of estimates."""
+    """Queries from the first to the last, with lists in place of estimates."""
     length = q.shape[2]
     (pattern,) = index.head_patterns
     plain = replace(index, estimate_every=0, dense_fallback=False)
     if pattern.kind != "vertical_slash":
         stats = plan_stats(q, k, softmax_scale=scale, **index.arguments())
-        dense = LayerIndex((HeadPattern.dense(),))
-        return [_Piece(0, length, dense if bool(stats.is_dense) else plain)]
+        return [_Piece(0, length, None if bool(stats.is_dense) else plain)]
     pieces = []
     every = index.estimate_every or length
     for first in range(0, length, every):
@@ -136,9 +141,8 @@ def _pieces(q: Tensor, k: Tensor, index: LayerIndex, scale: float) -> list[_Piec
         own_q, own_k = q[:, :, first:end], k[:, :, :end]
         own = replace(index, estimate_every=0)
         is_dense = plan_stats(own_q, own_k, softmax_scale=scale, **own.arguments()).is_dense
-        if bool(is_dense):
-            lists = LayerIndex((HeadPattern.dense(),))
-        else:
+        lists = None
+        if not bool(is_dense):
             vertical, slash = estimate_vs_index(own_q, own_k, *pattern.sizes, softmax_scale=scale)
             lists = replace(
                 plain,

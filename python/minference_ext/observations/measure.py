@@ -117,8 +117,7 @@ def observe(
 
 def _heads(layer: Layer, lse: Tensor) -> list[tuple[int, Tensor, Tensor, Tensor]]:
     """Each query head with its q, k [length, head_dim] and lse [length]."""
-    group = layer.num_heads // layer.k.shape[1]
     return [
-        (head, layer.q[0, head], layer.k[0, head // group], lse[0, head])
+        (head, layer.q[0, head], layer.k[0, head // layer.group], lse[0, head])
         for head in range(layer.num_heads)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,12 @@ Watch = Callable[[Layer, Tensor], None]
 
 
 def watch_layers(
-    model: PreTrainedModel, input_ids: Tensor, watch: Watch, *, last_layer: int | None = None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    watch: Watch,
+    *,
+    last_layer: int | None = None,
+    rotation_for: Method | None = None,
 ) -> list[int]:
     """Prefills a prompt densely and shows each layer to `watch`.
 
@@ -32,32 +38,28 @@ def watch_layers(
     Args:
         input_ids: int64 [1, length], length >= MIN_LENGTH, no padding.
         last_layer: where to stop; None: after the last.
+        rotation_for: a method that needs the layers' `rotation`, which not every model allows.
 
     Returns:
         The layers shown, in their order.
 
     Raises:
-        ValueError: a shape, or a model without layers of causal attention.
+        ValueError: a shape, a model without layers of causal attention, or one whose rotation
+            `rotation_for` cannot undo.
         RuntimeError: there is no dense attention for the model's dtype on its device.
     """
     from minference_ext.transformers import configure
+    from minference_ext.transformers.temporary import attention_kept
 
     if input_ids.dim() != 2 or input_ids.shape[0] != 1 or input_ids.shape[1] < MIN_LENGTH:
         raise ValueError(
             f"input_ids has shape {tuple(input_ids.shape)}; it must be [1, length] with at least "
             f"{MIN_LENGTH} tokens"
         )
-    before = model.config._attn_implementation
-    watcher = _Watcher(watch, last_layer)
-    try:
+    watcher = _Watcher(watch, last_layer, rotation_for)
+    with suppress(_Stop), attention_kept(model), torch.inference_mode():
         configure(model, watcher)
-        with torch.inference_mode():
-            model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        configure(model)  # lets go of the watcher
-        model.set_attn_implementation(before)
+        model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
     return watcher.seen
 
 
@@ -71,10 +73,12 @@ class _Watcher(Method):
     name = "watcher"
     summary = "Dense attention, watched."
     source = "none"
-    needs_rotation = True  # so that methods that need it find it in the layers
 
-    def __init__(self, watch: Watch, last_layer: int | None) -> None:
+    def __init__(self, watch: Watch, last_layer: int | None, rotation_for: Method | None) -> None:
         self._watch, self._last_layer = watch, last_layer
+        if rotation_for is not None:  # of this watcher, not of all
+            self.name = rotation_for.name  # type: ignore[misc]
+            self.needs_rotation = True  # type: ignore[misc]
         self.seen: list[int] = []
 
     def index(self, layer: Layer) -> LayerIndex:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minference_ext.models import LoadedModel
+from minference_ext.models import LoadedModel, first_tokens
 
-NUM_NEEDLES = 10
+NUM_PAIRS = 10
 _LAST_QUERIES = 64
 
 
@@ -30,8 +30,9 @@ def prompts(
     """`count` different prompts of that many tokens each.
 
     Of a text: its first tokens, then those that follow, each behind the token that begins a text if
-    there is one. Without a text: needles for the retrieval model, else pairs of keys and values and
-    a question, as a search calibrates with; the first is made from `seed`, the next from seed + 1.
+    there is one. Without a text: keys and values at random places with questions for all of them,
+    of the retrieval model's vocabulary or in words, as a search calibrates with; the first is made
+    from `seed`, the next from seed + 1.
 
     Raises:
         ValueError: a text for a model without tokenizer, a text that is too short or is none, or a
@@ -41,7 +42,7 @@ def prompts(
     if text is not None:
         return _of_text(loaded, text, length, count)
     if loaded.spec is not None:
-        return [_needles(loaded, length, own) for own in range(seed, seed + count)]
+        return [_pairs(loaded, length, own) for own in range(seed, seed + count)]
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.name} has no tokenizer, and prompts are generated with one")
     from minference_ext.search.prompts import key_value_prompts
@@ -55,15 +56,13 @@ def _plain(name: str, input_ids: Tensor) -> ObservedPrompt:
     return ObservedPrompt(name, input_ids, num_last, f"last {num_last} queries")
 
 
-def _needles(loaded: LoadedModel, length: int, seed: int) -> ObservedPrompt:
-    from minference_ext.testing import needles_at_depths
+def _pairs(loaded: LoadedModel, length: int, seed: int) -> ObservedPrompt:
+    from minference_ext.testing import key_value_pairs
 
-    depths = [index / (NUM_NEEDLES - 1) for index in range(NUM_NEEDLES)]
-    prompt = needles_at_depths(length, depths, seed, spec=loaded.spec)
+    prompt = key_value_pairs(length, NUM_PAIRS, range(NUM_PAIRS), seed, spec=loaded.spec)
     num_last = length - prompt.answer_positions[0] + 1
-    return ObservedPrompt(
-        f"{NUM_NEEDLES} needles, seed {seed}", prompt.input_ids, num_last, "for questions"
-    )
+    name = f"{NUM_PAIRS} keys and values, seed {seed}"
+    return ObservedPrompt(name, prompt.input_ids, num_last, "for questions")
 
 
 def _of_text(loaded: LoadedModel, text: Path, length: int, count: int) -> list[ObservedPrompt]:
@@ -73,12 +72,10 @@ def _of_text(loaded: LoadedModel, text: Path, length: int, count: int) -> list[O
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{text} is no text in UTF-8: {error.reason}") from error
-    # Some tokenizers warn of texts beyond the model's length, of which only the beginning is used.
-    encoded = loaded.tokenizer(content, add_special_tokens=False, verbose=False)
-    found: list[int] = encoded["input_ids"]
-    first = loaded.tokenizer.bos_token_id
-    # Not every tokenizer that has such a token puts it there.
-    begin = [first] if first in loaded.tokenizer("")["input_ids"] else []
+    found = first_tokens(loaded.tokenizer, content, count * length)
+    # Not every tokenizer that has a token to begin with puts it there.
+    begin = found[:1] if found[:1] == [loaded.tokenizer.bos_token_id] else []
+    found = found[len(begin) :]
     body = length - len(begin)
     if len(found) < count * body:
         what = "a prompt" if count == 1 else f"{count} prompts"

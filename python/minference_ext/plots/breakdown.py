@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .canvas import BLUE, GREEN, ORANGE, Target, canvas, shortened, tokens
+from .canvas import BLUE, GREEN, ORANGE, Target, add_title, canvas, shortened, tokens
 
 _COLOURS = {"estimate": ORANGE, "plan": GREEN, "attention": BLUE, "rest": "#C4C4C4"}
 
@@ -34,7 +34,7 @@ def draw_breakdown(path: Target, spent: Sequence[Spent], title: str) -> None:
     columns = min(3, len(lengths))
     rows = math.ceil(len(lengths) / columns)
     with canvas(path, 9.0, rows * (0.75 + 0.27 * len(methods)) + 1.1) as figure:
-        figure.suptitle(title, fontsize=11)
+        add_title(figure, title)
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes, length in zip(panels.flat, lengths, strict=False):
             bars = [bar for bar in spent if bar.length == length]

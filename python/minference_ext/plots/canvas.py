@@ -6,7 +6,6 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +24,7 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
 INK = "#222222"
 
 _DPI = 150
+_TITLE = 11.0  # points
 _STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9.0,
@@ -62,20 +62,39 @@ def canvas(path: Target, width: float, height: float) -> Iterator[Figure]:
     from PIL import Image  # comes with matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+        agg = FigureCanvasAgg(figure)
         yield figure
-        drawn = BytesIO()
-        figure.savefig(drawn, format="png", dpi=_DPI)
-        # A palette makes files a third as large, and nobody sees the difference. Maximum coverage
-        # keeps the ends of colour scales, which few pixels have.
-        image = Image.open(drawn).convert("RGB")
-        palette = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
-        palette.save(path, format="PNG", optimize=True)
+        agg.draw()
+        size, pixels = agg.get_width_height(), agg.buffer_rgba()
+        image = Image.frombuffer("RGBA", size, pixels, "raw", "RGBA", 0, 1).convert("RGB")
+    # A palette makes files a third as large, and nobody sees the difference. Maximum coverage keeps
+    # the ends of colour scales, which few pixels have.
+    palette = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    palette.save(path, format="PNG")
+
+
+# ---- Text ----------------------------------------------------------------------------------------
+
+
+def add_title(figure: Figure, title: str) -> None:
+    """Above the whole picture; in a smaller font if it is wider than that."""
+    text = figure.suptitle(title, fontsize=_TITLE)
+    share = text.get_window_extent().width / figure.bbox.width
+    if share > 0.98:
+        text.set_fontsize(_TITLE * 0.98 / share)
 
 
 def tokens(count: float) -> str:
-    """A number of tokens, short: 512, 1K, 2.1K, 1M."""
+    """A number of tokens, short where that says the same: 512, 1K, 32K, 1M, but 3000."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
+        if count >= unit and count % unit == 0:
+            return f"{count / unit:.0f}{name}"
+    return f"{count:.0f}"
+
+
+def about(count: float) -> str:
+    """A number of tokens that was estimated: 512, 1K, 2.1K, 51K."""
     for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
         if count >= unit:
             value = count / unit
@@ -83,10 +102,35 @@ def tokens(count: float) -> str:
     return f"{count:.0f}"
 
 
+def percent(share: float) -> str:
+    """One digit behind the point, but 99.96% is >99.9% and 0.04% is <0.1%: what is not all does not
+    read 100.0%, nor what is not nothing 0.0%."""
+    if math.isnan(share):
+        return "-"
+    text = f"{share:.1%}"
+    if text == "100.0%" and round(share, 4) < 1:
+        return ">99.9%"
+    if text == "0.0%" and round(share, 4) > 0:
+        return "<0.1%"
+    return text
+
+
 def shortened(text: str, most: int) -> str:
     """Text from a file in one line of at most that many characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def in_lines(name: str, width: int, most: int = 2) -> str:
+    """A method's name in at most that many lines of `width` characters, cut behind commas: methods
+    that differ in their last parameter alone can be told apart."""
+    pieces = shortened(name, len(name)).replace(",", ",\n").split("\n")
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and len(lines[-1] + piece) > width and len(lines) < most:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(shortened(line, width) for line in lines)
 
 
 def every(count: int, most: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .canvas import BLUE, GREEN, Target, canvas
+from .canvas import BLUE, Target, add_title, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,18 +17,18 @@ def draw_density(path: Target, heads: Sequence[tuple[int, float, float]], title:
     heads: layer, computed share of the pairs, recall.
     """
     with canvas(path, 9.0, 3.9) as figure:
-        figure.suptitle(title, fontsize=11)
+        add_title(figure, title)
         left, right = figure.subplots(1, 2, sharex=True)
-        _draw_panel(left, [(layer, share) for layer, share, _ in heads], BLUE)
+        _draw_panel(left, [(layer, share) for layer, share, _ in heads])
         left.set_title("computed: pairs multiplied / pairs of dense attention")
-        _draw_panel(right, [(layer, recall) for layer, _, recall in heads], GREEN)
+        _draw_panel(right, [(layer, recall) for layer, _, recall in heads])
         right.set_title("recall: attention that the patterns keep")
         figure.legend(
             *left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5
         )
 
 
-def _draw_panel(axes: Axes, values: Sequence[tuple[int, float]], colour: str) -> None:
+def _draw_panel(axes: Axes, values: Sequence[tuple[int, float]]) -> None:
     """values: layer and value of each head."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -42,13 +42,13 @@ def _draw_panel(axes: Axes, values: Sequence[tuple[int, float]], colour: str) ->
         layers,
         list(lowest),
         list(highest),
-        color=colour,
+        color=BLUE,
         alpha=0.3,
         linewidth=max(1.5, min(9.0, 200 / len(layers))),
-        label="least to most of the heads",
+        label="from the least of the heads to the most",
     )
     size = 4 if len(layers) <= 40 else 2.5
-    axes.plot(layers, means, color=colour, marker="o", markersize=size, label="mean of the heads")
+    axes.plot(layers, means, color=BLUE, marker="o", markersize=size, label="mean of the heads")
     axes.set_xlabel("layer")
     axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
     axes.set_ylim(0, max(1.05, 1.05 * max(max(of) for of in by_layer.values())))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from minference_ext.pattern_text import pattern_text
 from minference_ext.patterns import HeadPattern
 
-from .canvas import COLOURS, Target, canvas, shortened
+from .canvas import COLOURS, Target, add_title, canvas, shortened
 
 _OTHERS = "#BBBBBB"
 
@@ -37,18 +37,16 @@ def draw_head_patterns(
         count = sum(count for _, count in rest)
         labels.append(f"{len(rest)} others: {count / num_heads:.1%}")
 
-    # A cell is square; the space beside it is for the labels.
-    inches = min(0.16, 8.0 / len(layers), 6.2 / len(layers[0]))
-    width = max(4.2, inches * len(layers[0])) + 2.8
-    height = max(2.2, inches * len(layers)) + 1.2
+    # Cells are nearly square; the space beside them is for the labels.
+    inches = min(0.45, 8.0 / len(layers), 6.2 / len(layers[0]))
+    width = max(2.5, inches * len(layers[0])) + 3.4
+    height = max(0.24 * len(labels) + 0.4, inches * len(layers)) + 1.1
     with canvas(path, width, height) as figure:
         axes = figure.subplots()
         axes.imshow(
             cells, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(colours) - 0.5, aspect="auto"
         )
-        figure.suptitle(
-            f"{title}\n{len(layers)} layers x {len(layers[0])} query heads", fontsize=11
-        )
+        add_title(figure, f"{title}\n{len(layers)} layers x {len(layers[0])} query heads")
         axes.set_xlabel("query head")
         axes.set_ylabel("layer")
         for axis, count in ((axes.xaxis, len(layers[0])), (axes.yaxis, len(layers))):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .canvas import BLUE, GREY, INK, ORANGE, Target, canvas, tokens
+from .canvas import BLUE, GREY, INK, ORANGE, Target, add_title, canvas, tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def draw_observations(path: Target, coverage: Coverage, title: str) -> None:
     """Three panels: attention by number of columns, the same with columns of another prompt, and
     distances between neighbouring entries. Each head counts alike."""
     with canvas(path, 9.0, 3.9) as figure:
-        figure.suptitle(title, fontsize=11)
+        add_title(figure, title)
         left, middle, right = figure.subplots(1, 3)
         _draw_heads(left, coverage, coverage.own, BLUE, "best columns")
         left.set_title("attention on the best columns")
@@ -51,7 +51,7 @@ def draw_observations(path: Target, coverage: Coverage, title: str) -> None:
             color=GREY,
             alpha=0.25,
             linewidth=0,
-            label="loss",
+            label="loss: what moves from prompt to prompt",
         )
         middle.set_title("the same with columns of another prompt")
         _draw_distances(right, coverage.distances)

@@ -6,23 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .canvas import BLUE, INK, ORANGE, Target, canvas, shortened
+from .canvas import BLUE, INK, ORANGE, Target, add_title, canvas, shortened
 
 _MIDDLE, _UNKNOWN = "#F3EFE6", "#E4E4E4"
-#: Share of the row's best score from which down a cell has the full colour of a loss.
+#: Share of the best score from which down a cell has the full colour of a loss.
 _LOST = 0.5
+_WIDE = 11  # characters of a name that fit above a column of 0.85 inches
 
 
 @dataclass(frozen=True)
-class ScoreRow:
-    """Scores of all methods at one task, or at one length."""
+class Scores:
+    """Of all methods, at one task or at one length."""
 
     name: str
     values: Sequence[float]  #: by method; NaN where there is none
     is_high_better: bool = True
 
     def relative(self) -> list[float]:
-        """Each as a share of the row's best, 1 for the best; NaN where there is none."""
+        """Each as a share of the best, 1 for the best; NaN where there is none."""
         known = [value for value in self.values if math.isfinite(value)]
         if not known:
             return [math.nan] * len(self.values)
@@ -43,8 +44,9 @@ def score_text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 
-def draw_scores(path: Target, methods: Sequence[str], rows: Sequence[ScoreRow], title: str) -> None:
-    """A cell's colour says how close it comes to the best score of its row."""
+def draw_scores(path: Target, methods: Sequence[str], scores: Sequence[Scores], title: str) -> None:
+    """A row per method, a column per task or length. A cell's colour says how close it comes to
+    the best score of its column."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.ticker import FuncFormatter
@@ -53,36 +55,51 @@ def draw_scores(path: Target, methods: Sequence[str], rows: Sequence[ScoreRow], 
     colours = scale.with_extremes(bad=_UNKNOWN)
     # Black text must stay readable, so the colours are those of a tinted glass.
     alpha, norm = 0.62, Normalize(_LOST, 1.0)
-    width = 2.4 + max(4.0, 0.78 * len(methods))
-    with canvas(path, width, 2.6 + 0.3 * len(rows)) as figure:
+    names = [shortened(of.name, 40) for of in scores]
+    # A metric in parentheses goes below. What is too wide still stands at an angle.
+    parts = [part for name in names for part in name.split(" (")]
+    is_turned = max(map(len, parts)) > _WIDE and len(names) > 1
+    if not is_turned:
+        names = [name.replace(" (", "\n(") for name in names]
+    width = 0.065 * max(len(shortened(method, 50)) for method in methods) + 0.4
+    width += max(3.0, 0.85 * len(names)) + (0.05 * len(names[-1]) if is_turned else 0)
+    height = 0.3 * len(methods) + (0.035 * max(map(len, names)) if is_turned else 0) + 1.5
+    with canvas(path, max(5.0, width), height) as figure:
         axes = figure.subplots()
-        cells = [row.relative() for row in rows]
+        cells = list(zip(*(of.relative() for of in scores), strict=True))
         axes.imshow(cells, cmap=colours, norm=norm, alpha=alpha, aspect="auto")
-        for place, row in enumerate(rows):
-            for column, value in enumerate(row.values):
+        for column, of in enumerate(scores):
+            for row, value in enumerate(of.values):
                 text = score_text(value)
-                axes.text(column, place, text, ha="center", va="center", fontsize=8.5, color=INK)
+                axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=INK)
+        axes.xaxis.tick_top()
         axes.set_xticks(
-            range(len(methods)),
-            [shortened(method, 40) for method in methods],
-            rotation=30 if len(methods) > 1 else 0,
-            ha="right" if len(methods) > 1 else "center",
+            range(len(names)),
+            names,
+            rotation=30 if is_turned else 0,
+            ha="left" if is_turned else "center",
             rotation_mode="anchor",
             fontsize=8.5,
         )
-        axes.set_yticks(range(len(rows)), [shortened(row.name, 40) for row in rows], fontsize=8.5)
-        axes.set_xticks([column - 0.5 for column in range(1, len(methods))], minor=True)
-        axes.set_yticks([place - 0.5 for place in range(1, len(rows))], minor=True)
+        axes.set_yticks(
+            range(len(methods)), [shortened(method, 50) for method in methods], fontsize=8.5
+        )
+        axes.set_xticks([column - 0.5 for column in range(1, len(names))], minor=True)
+        axes.set_yticks([row - 0.5 for row in range(1, len(methods))], minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5)
         axes.tick_params(which="both", length=0)
         axes.spines[:].set_visible(False)
-        figure.suptitle(title, fontsize=11)
-        figure.colorbar(
+        add_title(figure, title)
+        bar = figure.colorbar(
             ScalarMappable(norm, colours),
             ax=axes,
             alpha=alpha,
-            fraction=0.05,
-            label="share of the row's best score",
+            location="bottom",
+            fraction=0.12 / height,
+            aspect=40,
+            pad=0.12 / height,
             format=FuncFormatter(lambda share, _: f"{share:.0%}"),
             extend="min",
         )
+        bar.set_label("share of the best score of a column", fontsize=8.5)
+        bar.ax.tick_params(labelsize=8)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .canvas import COLOURS, GREY, INK, Target, canvas, shortened, tokens
+from .canvas import COLOURS, GREY, INK, Target, about, add_title, canvas, shortened, tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
 _MARKERS = "osD^vPX"
-_IN_SECONDS = 100.0  # from here on milliseconds have too many digits
+_WIDE = 62  # characters of a legend's entry of which two fit side by side
+_IN_SECONDS = 10.0  # from here on milliseconds have too many digits
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,15 @@ def draw_times(path: Target, curves: Sequence[Curve], title: str) -> None:
 
     has_dense = any(curve.is_dense for curve in curves)
     in_seconds = max(second for curve in curves for second in curve.seconds) >= _IN_SECONDS
-    with canvas(path, 9.0, 4.9) as figure:
-        figure.suptitle(title, fontsize=11)
+    labels = [
+        f"{shortened(curve.method, 60)}{_remark(curve) if has_dense else ''}" for curve in curves
+    ]
+    columns = 2 if max(map(len, labels)) <= _WIDE else 1  # of the legend
+    with canvas(path, 9.0, 4.3 + 0.19 * math.ceil((len(curves) + 1) / columns)) as figure:
+        add_title(figure, title)
         time_axes, speedup_axes = figure.subplots(1, 2)
         handles: list[Line2D] = []
-        for curve, colour, dash, marker in _styles(curves):
+        for (curve, colour, dash, marker), label in zip(_styles(curves), labels, strict=True):
             times = [second * (1 if in_seconds else 1e3) for second in curve.seconds]
             for axes, values in ((time_axes, times), (speedup_axes, curve.speedups)):
                 (line,) = axes.plot(
@@ -55,15 +61,15 @@ def draw_times(path: Target, curves: Sequence[Curve], title: str) -> None:
                 )
                 if curve.is_crossing:
                     axes.plot([curve.crossover], [_at_crossover(curve, values)], **_RING)
-            line.set_label(f"{shortened(curve.method, 60)}{_remark(curve) if has_dense else ''}")
+            line.set_label(label)
             handles.append(line)
         if any(curve.is_crossing for curve in curves):
             label = "crossover: from here on faster than dense"
             handles.append(Line2D([], [], label=label, **_RING))
         time_axes.set_title("time, s" if in_seconds else "time, ms")
-        speedup_axes.set_title(f"speed-up over {shortened(curves[0].method, 60)}")
+        speedup_axes.set_title(f"speed-up over {shortened(curves[0].method, 40)}")
         _set_axes(time_axes, speedup_axes)
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8.5)
 
 
 _RING: Any = {
@@ -77,16 +83,19 @@ _RING: Any = {
 
 
 def _styles(curves: Sequence[Curve]) -> Iterator[tuple[Curve, str, str, str]]:
-    """Each curve with colour, dash and marker; dense ones are grey."""
-    dense = iter(((INK, "-"), (GREY, "--")) * len(curves))
-    sparse = iter(tuple((colour, "-") for colour in COLOURS) * len(curves))
+    """Each curve with colour, dash and marker; dense ones are grey. Colours begin anew with
+    another dash."""
+    dense = itertools.cycle(((INK, "-"), (GREY, "--")))
+    sparse = itertools.cycle(
+        (colour, dash) for dash in ("-", "--", ":", "-.") for colour in COLOURS
+    )
     for curve, marker in zip(curves, _MARKERS * len(curves), strict=False):
         colour, dash = next(dense if curve.is_dense else sparse)
         yield curve, colour, dash, marker
 
 
 def _set_axes(time_axes: Axes, speedup_axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     for axes in (time_axes, speedup_axes):
         axes.set_xscale("log", base=2)
@@ -95,23 +104,42 @@ def _set_axes(time_axes: Axes, speedup_axes: Axes) -> None:
         axes.set_xlabel("prompt, tokens")
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
-    time_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    least, most = time_axes.get_ylim()
-    if most < 10 * least:  # not enough powers of ten to read it by
-        time_axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        time_axes.yaxis.set_minor_formatter(NullFormatter())
-    speedup_axes.set_yticks(_speedup_ticks(*speedup_axes.get_ylim()))
-    speedup_axes.yaxis.set_minor_locator(NullLocator())
-    speedup_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    for axes, ticks, unit in (
+        (time_axes, _time_ticks(*time_axes.get_ylim()), ""),
+        (speedup_axes, _speedup_ticks(*speedup_axes.get_ylim()), "x"),
+    ):
+        axes.set_yticks(ticks, [f"{tick:g}{unit}" for tick in ticks])
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _time_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, ..., of those powers of ten alone where they are many, finer ones where few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    if len(ticks) > 9:
+        return [10.0**power for power in powers if low <= 10.0**power <= high]
+    return ticks if len(ticks) > 2 else _even_ticks(low, high)
 
 
 def _speedup_ticks(low: float, high: float) -> list[float]:
     """Powers of two, or finer steps where they would be few."""
     if high > 4 * low:
         return [2.0**power for power in range(-9, 10) if low <= 2.0**power <= high]
-    step = next((step for step in (0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / step <= 8), 1.0)
-    return [round(step * count, 2) for count in range(math.ceil(low / step), int(high / step) + 1)]
+    return _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """At most nine, in steps of 1, 2 or 5 with zeros."""
+    power = math.floor(math.log10((high - low) / 8))
+    step = next(
+        step for digit in (1, 2, 5, 10) if (high - low) / (step := digit * 10.0**power) <= 8
+    )
+    # As many digits as the step has, and no more.
+    return [
+        round(step * count, max(0, -power))
+        for count in range(math.ceil(low / step), math.floor(high / step) + 1)
+    ]
 
 
 def _remark(curve: Curve) -> str:
@@ -121,7 +149,7 @@ def _remark(curve: Curve) -> str:
         return ": not faster than dense"
     if not curve.is_crossing:
         return ": faster at all lengths"
-    return f": faster from {tokens(curve.crossover)} tokens"
+    return f": faster from {about(curve.crossover)} tokens"
 
 
 def _at_crossover(curve: Curve, values: Sequence[float]) -> float:

@@ -50,12 +50,16 @@ th, td {
 th { color: var(--pale); font-weight: 600; }
 th.word, td.word { text-align: left; }
 td.word { white-space: normal; overflow-wrap: break-word; min-width: 6rem; max-width: 24rem; }
-@media print { h2 { break-before: page; } figure, tr { break-inside: avoid; } }
+@media print { section + section { break-before: page; } figure, tr { break-inside: avoid; } }
 """
 
 
 def html_page(sections: Sequence[Section], title: str) -> str:
-    """The whole page. All text is escaped: names and answers may hold markup."""
+    """The whole page. All text is escaped: names and answers may hold markup.
+
+    Raises:
+        ImportError: matplotlib is missing, in a sentence.
+    """
     body = [f"<h1>{_text(title)}</h1>"]
     if len(sections) > 1:
         links = "".join(
@@ -93,10 +97,11 @@ def _section(section: Section, number: int) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    data = b64encode(picture.png).decode("ascii")
+    png = picture.png()
+    data = b64encode(png).decode("ascii")
     caption = _text(picture.caption)
     # As wide and high as the header of the PNG says, for screens of 100 dots an inch.
-    width, height = (int(pixels / 1.5) for pixels in unpack(">II", picture.png[16:24]))
+    width, height = (int(pixels / 1.5) for pixels in unpack(">II", png[16:24]))
     return (
         f'<figure><img alt="{caption}" width="{width}" height="{height}" '
         f'src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'

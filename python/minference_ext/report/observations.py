@@ -6,20 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from minference_ext.plots import draw_observations
+from minference_ext.plots.canvas import percent
 from minference_ext.plots.observations import PAPER_COLUMNS, PAPER_LENGTH, distance_shares, marks
 
 from . import pictures
 from .records import ObservationRecord
-from .section import (
-    Section,
-    Table,
-    machine_facts,
-    mean,
-    model_title,
-    percent,
-    picture,
-    prompts_text,
-)
+from .section import Picture, Section, Table, machine_facts, mean, model_title, prompts_text
 
 _PAPER = (
     f"{PAPER_COLUMNS} of {PAPER_LENGTH} columns: 96.8%; those of another prompt: 83.7% "
@@ -70,7 +62,7 @@ def observations_section(record: ObservationRecord) -> Section:
             *machine_facts(record.machine),
         ],
         pictures=[
-            picture(
+            Picture(
                 "Attention by number of columns, and distances between entries",
                 partial(draw_observations, coverage=coverage, title=title),
             )

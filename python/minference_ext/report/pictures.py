@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from minference_ext.plots.breakdown import Spent
+from minference_ext.plots.canvas import tokens
 from minference_ext.plots.observations import Coverage
 from minference_ext.plots.retrieval import Retrieval
-from minference_ext.plots.scores import ScoreRow
+from minference_ext.plots.scores import Scores
 from minference_ext.plots.times import Curve
 
 from .records import EvaluationRecord, ObservationRecord, Sample, SearchRecord, TimesRecord
@@ -17,6 +20,7 @@ from .section import mean
 #: What is timed as a baseline; all else has a crossover.
 BASELINES = {"SDPA": "PyTorch SDPA", "dense": "dense (ours)"}
 _LOW_IS_BETTER = ("perplexity", "bits_per_byte", "loss")  # parts of metrics' names
+_MOST_NAMED = 3  # lengths or tasks that methods have in common; of more only how many
 
 
 def head_patterns(record: SearchRecord) -> tuple[list[list[str]], list[tuple[str, int]]]:
@@ -34,23 +38,39 @@ def densities(record: SearchRecord) -> list[tuple[int, float, float]]:
     return [(head.layer, min(1.0, head.computed_share), head.recall) for head in record.heads]
 
 
-def curves(record: TimesRecord) -> list[Curve]:
+class TimedRow(Protocol):
+    """A method at one length."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def median_seconds(self) -> float: ...
+
+    @property
+    def speedup(self) -> float: ...
+
+
+def curves(rows: Sequence[TimedRow], crossovers: Mapping[str, float | None]) -> list[Curve]:
     """Times of each method, SDPA's first: speed-ups are over them."""
     order = list(BASELINES)
-    methods = _unique(row.method for row in record.rows)
+    methods = _unique(row.method for row in rows)
     methods.sort(key=lambda method: order.index(method) if method in order else len(order))
     found = []
     for method in methods:
-        rows = sorted((row for row in record.rows if row.method == method), key=lambda r: r.length)
-        point = record.crossovers.get(method)
+        of = sorted((row for row in rows if row.method == method), key=lambda row: row.length)
+        lengths, point = [row.length for row in of], crossovers.get(method)
         found.append(
             Curve(
                 BASELINES.get(method, method),
-                [row.length for row in rows],
-                [row.median_seconds for row in rows],
-                [row.speedup for row in rows],
+                lengths,
+                [row.median_seconds for row in of],
+                [row.speedup for row in of],
                 is_dense=method in BASELINES,
-                crossover=None if point is None else _within(point, [row.length for row in rows]),
+                crossover=None if point is None else _within(point, lengths),
             )
         )
     return found
@@ -137,6 +157,7 @@ def retrievals(record: EvaluationRecord, task: str | None) -> tuple[str, list[Re
                 [mean(cells.get((method, length, depth), [])) for depth in depths]
                 for length in lengths
             ],
+            is_mean=any(len(scores) > 1 for scores in cells.values()),
         )
         for method in _unique(row.method for row in rows)
     ]
@@ -151,43 +172,88 @@ def methods_of(record: EvaluationRecord) -> list[str]:
     return _unique(row.method for row in record.rows)
 
 
-def score_rows(record: EvaluationRecord, by: str = "task") -> list[ScoreRow]:
-    """Mean scores of all methods at each task, or at each length, by metric.
+@dataclass(frozen=True)
+class MetricScores:
+    """Mean scores of all methods by one metric, at each task or at each length."""
 
-    Metrics with several rows end with their mean.
+    metric: str
+    parts: list[Scores]
+    mean: Scores | None  #: of the parts, if they are several
+    rows: list[Sample]  #: the answers that count
+
+    @property
+    def whole(self) -> Scores:
+        return self.mean or self.parts[0]
+
+
+def scores_of(record: EvaluationRecord, by: str) -> list[MetricScores]:
+    """Scores by metric. Methods are compared by what all of them were asked: at a task by the
+    lengths that every one has, if there are any, at a length by the tasks.
 
     by: "task" or "length".
     """
     methods = methods_of(record)
-    metrics = _unique(row.metric for row in record.rows)
-    table = []
-    for metric in metrics:
-        of_metric = [row for row in record.rows if row.metric == metric]
-        names = _unique(_key(row, by) for row in of_metric)
-        if by == "length":
-            names.sort(key=int)
-        rows = [
-            ScoreRow(
-                f"{name} ({metric})" if len(metrics) > 1 else name,
-                [
-                    mean([r.score for r in of_metric if r.method == method and _key(r, by) == name])
-                    for method in methods
-                ],
-                not any(name in metric.lower() for name in _LOW_IS_BETTER),
-            )
-            for name in names
-        ]
-        table += rows
-        if len(rows) > 1:
-            means = [
-                mean(list(values)) for values in zip(*(row.values for row in rows), strict=True)
-            ]
-            table.append(ScoreRow(f"mean ({metric})", means, rows[0].is_high_better))
-    return table
+    found = []
+    for metric in _unique(row.metric for row in record.rows):
+        by_name: dict[str, list[Sample]] = {}
+        for row in record.rows:
+            if row.metric == metric:
+                by_name.setdefault(row.task if by == "task" else str(row.length), []).append(row)
+        names = list(by_name) if by == "task" else sorted(by_name, key=int)
+        is_high_better = not any(word in metric.lower() for word in _LOW_IS_BETTER)
+        parts, counted = [], []
+        for name in names:
+            rows, remark = _in_common(by_name[name], by)
+            by_method: dict[str, list[float]] = {}
+            for row in rows:
+                by_method.setdefault(row.method, []).append(row.score)
+            values = [mean(by_method.get(method, [])) for method in methods]
+            shown = name if by == "task" else tokens(int(name))
+            parts.append(Scores(f"{shown}{remark}", values, is_high_better))
+            counted += rows
+        whole = None
+        if len(parts) > 1:
+            columns = zip(*(part.values for part in parts), strict=True)
+            whole = Scores("mean", [mean(values) for values in columns], is_high_better)
+        found.append(MetricScores(metric, parts, whole, counted))
+    return found
 
 
-def _key(row: Sample, by: str) -> str:
-    return row.task if by == "task" else str(row.length)
+def flat(scores: Sequence[MetricScores]) -> list[Scores]:
+    """All parts and means, with their metric in the name where there are several."""
+    return [
+        replace(part, name=f"{part.name} ({of.metric})")
+        if len(scores) > 1 or part is of.mean
+        else part
+        for of in scores
+        for part in (*of.parts, *([of.mean] if of.mean else []))
+    ]
+
+
+def _in_common(rows: list[Sample], by: str) -> tuple[list[Sample], str]:
+    """Those of the lengths (by "length": of the tasks) that all methods have here, and which these
+    are; all rows if nothing is in common."""
+
+    def part(row: Sample) -> int | str:
+        return row.length if by == "task" else row.task
+
+    parts: dict[str, set[int | str]] = {}
+    for row in rows:
+        parts.setdefault(row.method, set()).add(part(row))
+    common, every = set.intersection(*parts.values()), set.union(*parts.values())
+    if common == every:
+        return rows, ""
+    if not common:
+        return rows, f", unequal {'lengths' if by == 'task' else 'tasks'}"
+    kept = [row for row in rows if part(row) in common]
+    if len(common) > _MOST_NAMED:
+        return kept, f", {len(common)} {'lengths' if by == 'task' else 'tasks'}"
+    if by == "task":
+        return (
+            kept,
+            f" at {', '.join(tokens(length) for length in sorted({r.length for r in kept}))}",
+        )
+    return kept, f", {', '.join(_unique(row.task for row in kept))}"
 
 
 def coverage(record: ObservationRecord) -> Coverage:

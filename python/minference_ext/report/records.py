@@ -139,6 +139,16 @@ class PrefillRecord:
     rounds: int
     rows: list[Timing]
     crossovers: dict[str, Any]  #: tokens from which on a method is faster than dense, or None
+    num_layers: int | None = None  #: that ran
+    whole_num_layers: int | None = None  #: of the model
+    is_complete: bool = True  #: whether all lengths that were asked for are there
+
+    @property
+    def subject(self) -> str:
+        """The model, or which part of it."""
+        if self.num_layers == self.whole_num_layers:
+            return self.model
+        return f"{self.model}, {self.num_layers} of {self.whole_num_layers} layers"
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,7 @@ class AttentionRecord:
     crossovers: dict[str, Any]
 
     @property
-    def model(self) -> str:
+    def subject(self) -> str:
         shape = self.shape
         return (
             f"one layer: {shape.num_heads_q} query heads, {shape.num_heads_kv} kv heads, "
@@ -357,6 +367,12 @@ def _whole(where: str, content: object) -> int:
     return content
 
 
+def _flag(where: str, content: object) -> bool:
+    if not isinstance(content, bool):
+        raise ValueError(f"{where}: found {_found(content)}; it must be true or false")
+    return content
+
+
 def _text(where: str, content: object) -> str:
     if not isinstance(content, str):
         raise ValueError(f"{where}: found {_found(content)}; it must be text")
@@ -364,6 +380,7 @@ def _text(where: str, content: object) -> str:
 
 
 _SCALARS: dict[Any, Callable[[str, object], object]] = {
+    bool: _flag,
     float: _number,
     Score: _score,
     int: _whole,

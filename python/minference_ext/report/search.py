@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from functools import partial
 
 from minference_ext.plots import draw_density, draw_head_patterns
-from minference_ext.plots.canvas import shortened
+from minference_ext.plots.canvas import percent, shortened
 
 from . import pictures
 from .records import SearchedHead, SearchRecord
 from .section import (
+    Picture,
     Section,
     Table,
     machine_facts,
     mean,
     model_title,
-    percent,
-    picture,
     prompts_text,
     words,
 )
@@ -56,11 +55,11 @@ def search_section(record: SearchRecord) -> Section:
             *machine_facts(record.machine),
         ],
         pictures=[
-            picture(
+            Picture(
                 "The pattern of every head",
                 partial(draw_head_patterns, layers=layers, counts=counts, title=title),
             ),
-            picture(
+            Picture(
                 "What the patterns compute and keep, layer by layer",
                 partial(draw_density, heads=pictures.densities(record), title=title),
             ),

@@ -26,8 +26,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
+    """What is drawn when a report is written."""
+
     caption: str
-    png: bytes
+    draw: Callable[[Target], None]  #: a PNG, to a stream
+
+    def png(self) -> bytes:
+        """Raises ImportError where matplotlib is missing, in a sentence."""
+        drawn = BytesIO()
+        self.draw(drawn)
+        return drawn.getvalue()
 
 
 @dataclass(frozen=True)
@@ -44,21 +52,6 @@ class Section:
 def model_title(subject: str, model: str) -> str:
     """Of a picture, on one line."""
     return f"{subject} {shortened(model, 70)}"
-
-
-def picture(caption: str, draw: Callable[[Target], None]) -> Picture:
-    """What `draw` writes to where it is given.
-
-    Raises:
-        ImportError: matplotlib is missing, in a sentence.
-    """
-    drawn = BytesIO()
-    draw(drawn)
-    return Picture(caption, drawn.getvalue())
-
-
-def percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share:.1%}"
 
 
 def mean(values: Sequence[float]) -> float:

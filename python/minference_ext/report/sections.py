@@ -11,11 +11,7 @@ from .times import times_section
 
 
 def section_of(record: Record) -> Section:
-    """What a report says of a record.
-
-    Raises:
-        ImportError: matplotlib is missing, in a sentence.
-    """
+    """What a report says of a record."""
     if isinstance(record, SearchRecord):
         return search_section(record)
     if isinstance(record, EvaluationRecord):

@@ -8,18 +8,16 @@ from minference_ext.plots import draw_breakdown, draw_times
 from minference_ext.plots.canvas import tokens
 
 from . import pictures
-from .records import AttentionRecord, PrefillRecord, TimesRecord, Timing
-from .section import Section, Table, machine_facts, model_title, picture
+from .records import PrefillRecord, TimesRecord, Timing
+from .section import Picture, Section, Table, machine_facts, model_title
 
 
 def times_section(record: TimesRecord) -> Section:
     is_prefill = isinstance(record, PrefillRecord)
-    subject = "Prefill" if is_prefill else "Attention"
-    of = "Time of a prefill:" if is_prefill else "Time of attention in"
-    title = model_title(of, record.model)
-    curves = pictures.curves(record)
+    title = times_title(record)
+    curves = pictures.curves(record.rows, record.crossovers)
     drawn = [
-        picture(
+        Picture(
             "Time by length; a ring where a method begins to be faster than dense attention",
             partial(draw_times, curves=curves, title=title),
         )
@@ -27,16 +25,16 @@ def times_section(record: TimesRecord) -> Section:
     has_parts = any(row.breakdown is not None for row in record.rows)
     if has_parts:
         drawn.append(
-            picture(
+            Picture(
                 "What the time is spent on",
                 partial(draw_breakdown, spent=pictures.spent(record), title=title),
             )
         )
     return Section(
-        title=f"{subject}: {record.model}",
+        title=f"{'Prefill' if is_prefill else 'Attention'}: {record.subject}",
         conclusion=_times_sentences(record),
         facts=[
-            *([] if isinstance(record, AttentionRecord) else [("model", record.model)]),
+            ("subject", record.subject),
             ("dtype", record.dtype),
             ("rounds", str(record.rounds)),
             *machine_facts(record.machine),
@@ -46,9 +44,19 @@ def times_section(record: TimesRecord) -> Section:
     )
 
 
+def times_title(record: TimesRecord) -> str:
+    """Of a picture."""
+    is_prefill = isinstance(record, PrefillRecord)
+    of = "Time of a prefill:" if is_prefill else "Time of attention in"
+    return f"{model_title(of, record.subject)}, {record.dtype}"
+
+
 def _times_sentences(record: TimesRecord) -> list[str]:
     longest = max(row.length for row in record.rows)
     shortest = min(row.length for row in record.rows)
+    baseline, dense = "PyTorch's attention", "dense attention"
+    if isinstance(record, PrefillRecord):
+        baseline, dense = f"a prefill with {baseline}", "a dense one"
     sentences = []
     for row in record.rows:
         if row.length != longest or row.method in pictures.BASELINES:
@@ -57,16 +65,20 @@ def _times_sentences(record: TimesRecord) -> list[str]:
         if row.method in record.crossovers:
             point = record.crossovers[row.method]
             if point is None:
-                where = "; it is not faster than dense attention there"
+                where = f"; it is not faster than {dense} there"
             elif point <= shortest:
-                where = "; it is faster at all lengths"
+                where = f"; it is faster than {dense} at all lengths"
             else:
-                where = f"; it is faster than dense attention from {point:.0f} tokens on"
+                where = f"; it is faster than {dense} from {point:.0f} tokens on"
         sentences.append(
             f"{row.method} takes {_seconds(row.median_seconds)} for {tokens(longest)} tokens, "
-            f"{row.speedup:.2f} times as fast as PyTorch's attention{where}."
+            f"{row.speedup:.2f} times as fast as {baseline}{where}."
         )
-    return sentences or ["Dense attention alone was timed."]
+    if not sentences:
+        sentences = ["Dense attention alone was timed."]
+    if isinstance(record, PrefillRecord) and not record.is_complete:
+        sentences.append(f"The benchmark ended early, behind {tokens(longest)} tokens.")
+    return sentences
 
 
 def _seconds(value: float) -> str:

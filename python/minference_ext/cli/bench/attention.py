@@ -30,8 +30,9 @@ from minference_ext.command_line import (
 from minference_ext.pattern_text import parse_patterns
 from minference_ext.patterns import HeadPattern
 from minference_ext.plots import draw_times
+from minference_ext.report.pictures import curves
 
-from .report import crossovers_text, curves, lengths_of, three_digits
+from .report import crossovers_text, lengths_of, three_digits
 
 LENGTHS = "1024,2048,4096,8192,16384,32768"
 PATTERNS = (

@@ -31,11 +31,19 @@ from minference_ext.command_line import (
     write_json,
 )
 from minference_ext.methods import Method, parse_list
-from minference_ext.models import RETRIEVAL, LoadedModel, add_model_arguments, model_from
+from minference_ext.models import (
+    RETRIEVAL,
+    LoadedModel,
+    add_model_arguments,
+    check_device,
+    model_from,
+)
 from minference_ext.plots import draw_times
+from minference_ext.plots.canvas import shortened
+from minference_ext.report.pictures import curves
 
 from .prefill_tables import published_table, tables
-from .report import curves, lengths_of
+from .report import lengths_of
 
 RANDOM = "random"
 LENGTHS = "1024,4096,16384"
@@ -167,9 +175,6 @@ class _Subject:
 
 
 def _load(parser: Parser, arguments: argparse.Namespace) -> _Subject:
-    device = str(arguments.device)
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        parser.error(f"--device is {device}; it must be cpu or cuda")
     family, _, name = arguments.model.partition(":")
     if arguments.text is not None and family in (RETRIEVAL, RANDOM):
         parser.error(f"--text needs a model with a tokenizer; --model is {arguments.model}")
@@ -187,10 +192,10 @@ def _load(parser: Parser, arguments: argparse.Namespace) -> _Subject:
     num_layers = arguments.layers or shape.num_layers
     if num_layers > shape.num_layers:
         parser.error(f"--layers is {num_layers}; {arguments.model} has {shape.num_layers}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise Failure(f"--device is {device}; this PyTorch finds no NVIDIA GPU")
+    check_device(arguments.device)
+    dtype, device = DTYPES[arguments.dtype], arguments.device
     try:
-        model = random_model(shape, num_layers, dtype=DTYPES[arguments.dtype], device=device)
+        model = random_model(shape, num_layers, dtype=dtype, device=device)
     except ImportError as error:
         raise Failure('models need transformers: pip install "transformers>=4.57"') from error
     except (RuntimeError, MemoryError) as error:
@@ -309,7 +314,8 @@ def _report(
         if arguments.published:
             print(f"\n{published_table()}")
     if arguments.plot is not None:
-        draw_times(arguments.plot, curves(rows, points), f"Time of a prefill: {title}\n{where}")
+        drawn = f"Time of a prefill: {shortened(title, 90)}\n{shortened(where, 110)}"
+        draw_times(arguments.plot, curves(rows, points), drawn)
         if arguments.json != STDOUT:
             print(f"\nPicture: {arguments.plot}")
     record = {

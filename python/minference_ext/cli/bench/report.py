@@ -1,24 +1,10 @@
-"""What the subjects of minference bench share: lengths, times as text, crossovers, curves."""
+"""What the subjects of minference bench share: lengths, times as text, crossovers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
-from minference_ext.benchmark.attention import DENSE, SDPA
-from minference_ext.benchmark.crossover import Measured
 from minference_ext.command_line import at_least
-from minference_ext.plots.times import Curve
-
-
-class TimedRow(Measured, Protocol):
-    """A row with its figures."""
-
-    @property
-    def median_seconds(self) -> float: ...
-
-    @property
-    def speedup(self) -> float: ...
 
 
 def lengths_of(shortest: int) -> Callable[[str], list[int]]:
@@ -57,22 +43,3 @@ def crossovers_text(points: Mapping[str, float | None], shortest: int, than: str
             where = f"faster than {than} from {point:.0f} tokens on"
         lines.append(f"{method}: {where}")
     return "\n".join(lines)
-
-
-def curves(rows: Sequence[TimedRow], points: Mapping[str, float | None]) -> list[Curve]:
-    """One per method, SDPA first."""
-    names = {SDPA: "PyTorch SDPA", "dense": "dense (ours)"}
-    found = []
-    for method in dict.fromkeys(row.method for row in rows):
-        of = [row for row in rows if row.method == method]
-        found.append(
-            Curve(
-                names.get(method, method),
-                [row.length for row in of],
-                [row.median_seconds for row in of],
-                [row.speedup for row in of],
-                method in DENSE,
-                points.get(method),
-            )
-        )
-    return found
