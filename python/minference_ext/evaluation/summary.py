@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from minference_ext.command_line import table
 from minference_ext.plots.retrieval import Retrieval
@@ -111,14 +112,31 @@ def _family_means(
     return lines
 
 
-def needle_maps(rows: Sequence[Row], task: str = "niah") -> list[Retrieval]:
+class Asked(Protocol):
+    """What a row says of one answer."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def depth(self) -> float | None: ...
+    @property
+    def score(self) -> float: ...
+
+
+def needle_maps(rows: Sequence[Asked], task: str = "niah") -> list[Retrieval]:
     """A map per method of the mean score by length and depth; NaN where nothing was asked."""
-    of_task = [row for row in rows if row.task == task and row.depth is not None]
-    lengths = sorted({row.length for row in of_task})
-    depths = sorted({row.depth for row in of_task if row.depth is not None})
-    cells: dict[tuple[str, int, float | None], list[float]] = {}
-    for row in of_task:
-        cells.setdefault((row.method, row.length, row.depth), []).append(row.score)
+    cells: dict[tuple[str, int, float], list[float]] = {}
+    for row in rows:
+        if row.task == task and row.depth is not None:
+            # Depths that differ by rounding are one.
+            cell = (row.method, row.length, round(row.depth, 4))
+            cells.setdefault(cell, []).append(row.score)
+    lengths = sorted({length for _, length, _ in cells})
+    depths = sorted({depth for _, _, depth in cells})
 
     def mean(method: str, length: int, depth: float) -> float:
         scores = cells.get((method, length, depth))
@@ -133,5 +151,5 @@ def needle_maps(rows: Sequence[Row], task: str = "niah") -> list[Retrieval]:
             [[mean(method, length, depth) for depth in depths] for length in lengths],
             is_mean=any(len(scores) > 1 for scores in cells.values()),
         )
-        for method in dict.fromkeys(row.method for row in of_task)
+        for method in dict.fromkeys(method for method, _, _ in cells)
     ]

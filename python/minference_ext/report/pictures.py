@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from minference_ext.evaluation.summary import needle_maps
 from minference_ext.plots.breakdown import Spent
 from minference_ext.plots.canvas import tokens
 from minference_ext.plots.observations import Coverage
@@ -141,31 +142,7 @@ def retrievals(record: EvaluationRecord, task: str | None) -> tuple[str, list[Re
     if task is None and len(drawable) > 1:
         raise ValueError(f"--task is needed: the file has {', '.join(drawable)}")
     task = drawable[0] if task is None else task
-    rows = [row for row in record.rows if row.task == task and row.depth is not None]
-    lengths = sorted({row.length for row in rows})
-    depths = sorted({_rounded(row.depth) for row in rows})
-    cells: dict[tuple[str, int, float], list[float]] = {}
-    for row in rows:
-        cells.setdefault((row.method, row.length, _rounded(row.depth)), []).append(row.score)
-    return task, [
-        Retrieval(
-            method,
-            "",
-            lengths,
-            depths,
-            [
-                [mean(cells.get((method, length, depth), [])) for depth in depths]
-                for length in lengths
-            ],
-            is_mean=any(len(scores) > 1 for scores in cells.values()),
-        )
-        for method in _unique(row.method for row in rows)
-    ]
-
-
-def _rounded(depth: float | None) -> float:
-    """Depths that differ by rounding are one."""
-    return round(depth or 0.0, 4)
+    return task, needle_maps(record.rows, task)
 
 
 def methods_of(record: EvaluationRecord) -> list[str]:
