@@ -54,7 +54,9 @@ ALL = ",".join(
 )
 ORACLE = "top_k"  # costs several times dense attention
 # Nine layers take long; these are the methods with something to show there.
-OF_CHAINS = "dense,streaming_llm,vertical_slash,vertical_slash_per_chunk,flexprefill,infllm"
+OF_CHAINS = (
+    "dense,streaming_llm,vertical_slash,vertical_slash_per_chunk,flexprefill,infllm,xattention"
+)
 ONE_ESTIMATE = (
     "dense,vertical_slash(1000,200),vertical_slash_per_chunk(1000,200),vertical_slash,"
     "vertical_slash_per_chunk"
